@@ -1,0 +1,47 @@
+# Everything a person types here; `make help` lists it. Needs Python >= 3.10, Git and make, nothing else.
+VENV   ?= .venv
+PYTHON ?= python3
+JOBS   ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+STUDY  ?=
+TESTS  ?=
+BIN    := $(VENV)/bin
+
+# Stages are run by name (`python pipeline/...`): the environment's python and dvc come first.
+export PATH := $(abspath $(BIN)):$(PATH)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup repro update test study preview status lint
+
+help: ## this list
+	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+
+READY := $(VENV)/.installed
+
+setup: $(READY) ## create the environment with the pinned packages (once, about a minute)
+	@echo "the environment $(VENV) is ready"
+
+# A second time is instant: setup.py runs only when requirements.txt is newer than the stamp.
+$(READY): requirements.txt tasks/setup.py
+	@command -v $(PYTHON) >/dev/null || { echo "error: $(PYTHON) not found; install Python >= 3.10, or say which: make setup PYTHON=/path/to/python"; exit 1; }
+	@$(PYTHON) tasks/setup.py $(VENV)
+
+repro: $(READY) ## run the study of params.yaml on all cores (JOBS=n for fewer) and print where the results are
+	@$(BIN)/python tasks/repro.py --jobs $(JOBS)
+
+update: $(READY) ## rerun only what an edit changed and what that needs, also in a fresh clone without cache
+	@$(BIN)/python tasks/repro.py --jobs $(JOBS) --changed-only
+
+test: $(READY) ## run the tests (TESTS=tests/test_x.py for some)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+
+study: $(READY) ## switch to another study: STUDY=toy writes params.yaml = configs/default.yaml + configs/toy.yaml
+	@$(BIN)/python tasks/study.py $(STUDY)
+
+preview: $(READY) ## what the current params mean: groups, MACs, predicted loss, estimated time (seconds, no training)
+	@$(BIN)/python tasks/preview.py --jobs $(JOBS)
+
+status: $(READY) ## cells done, failed, stale and missing, and how long the rest will take
+	@$(BIN)/python tasks/status.py --jobs $(JOBS)
+
+lint: $(READY) ## check the style
+	@$(BIN)/ruff check

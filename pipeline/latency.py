@@ -1,0 +1,44 @@
+"""Stage latency: a table of layer latencies over widths, measured only when the budget is a latency.
+
+Otherwise it writes the constant {"measured": false}, so that plans do not depend on the machine.
+"""
+
+import time
+
+from _stage import run
+
+from hobs_rspar import checkpoint, config
+from hobs_rspar.device import resolve_device
+from hobs_rspar.hardware import platform, timing
+from hobs_rspar.hardware.latency_table import measure_table
+from hobs_rspar.hardware.record import write_json
+from hobs_rspar.paths import Paths
+
+
+def main() -> None:
+    params, start = config.load(), time.perf_counter()
+    paths = Paths.of(params.study)
+    if params.study.budget.macs is not None:
+        write_json(paths.latency, {"measured": False})
+        print(f"latency {params.study.name}: not measured, because the budget is MACs")
+        return
+    record = measure(params, paths)
+    write_json(paths.latency, record)
+    print(f"latency {params.study.name}: {len(record['layers'])} layers at batch {record['batch_size']} on "
+          f"{record['platform']}, {time.perf_counter() - start:.0f} s")
+
+
+def measure(params, paths: Paths) -> dict:
+    """The table of the dense network at ``params.latency.batch_size``."""
+    device, threads = resolve_device(params.device), params.benchmark.threads
+    here = platform.slug(platform.fingerprint(device, threads))
+    here = platform.require_platform(params.benchmark.platform, here)
+    network, spec = checkpoint.load_with_spec(paths.dense / "dense.safetensors")
+    with timing.threads(threads):
+        table = measure_table(timing.prepared(network, device), spec.example().to(device), params.latency.batch_size,
+                              params.latency.rounds, here)
+    return table.to_json()
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,88 @@
+"""Stage pretrain: the dense network of the study. Trains it, or loads published weights or a file of the user's."""
+
+import json
+from pathlib import Path
+
+from _stage import run
+
+from hobs_rspar import checkpoint, config, cost, data, networks, resume, training
+from hobs_rspar.device import resolve_device
+from hobs_rspar.errors import UserError
+from hobs_rspar.paths import Paths
+from hobs_rspar.progress import image_bar
+
+SOURCES = [Path(module.__file__) for module in (training, data, networks)] + [Path(__file__)]
+
+
+def main() -> None:
+    params = config.load()
+    paths = Paths.of(params.study)
+    device = resolve_device(params.device)
+    about = data.manifest(paths.data)
+    channels, size = about["image_shape"][:2]
+    spec = networks.NetworkSpec(params.study.network, len(about["classes"]), channels, size)
+    splits = {name: data.load(paths.data, name, device) for name in ("train", "validation", "test")}
+    if params.pretrain.source == "train":
+        network, state = train(params, paths, spec, splits, device)
+    else:
+        network, state = load(params.pretrain.source, spec).to(device), training.State()
+    write(paths.dense, network, spec, splits, state, params)
+
+
+def train(params, paths: Paths, spec, splits: dict, device):
+    """Trains from random weights; goes on from the last epoch after a kill."""
+    recipe = params.pretrain
+    network = networks.build(spec, recipe.seed).to(device)
+    folder = paths.resume("pretrain")
+    key = resume.key_of([*SOURCES, paths.data / "manifest.json"], spec, recipe)
+    with resume.sole_writer(folder):
+        saved = resume.Resume(folder, key)
+        state = saved.load(network)
+        with image_bar("pretrain", len(splits["train"]) * recipe.epochs) as progress:
+            task = training.Task(network, splits["train"], splits["validation"], recipe, recipe.seed, "pretrain",
+                                 progress=progress)
+            state = training.fit(task, state, lambda now: saved.save(network, now))
+        saved.clear()
+    return network, state
+
+
+def load(source: str, spec):
+    """Torchvision's published weights, or a .safetensors file of this network (a state dict is enough)."""
+    network = networks.build(spec)
+    if source == "torchvision":
+        models = networks.torchvision_models()
+        if not hasattr(models, spec.name):
+            raise UserError(f"params.yaml: pretrain.source 'torchvision' has no weights for '{spec.name}'; use 'train' "
+                            "or a .safetensors file")
+        state = models.get_model_weights(spec.name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+    elif source.endswith(".safetensors"):
+        state, _ = checkpoint.load_tensors(source)
+    else:
+        raise UserError(f"params.yaml: pretrain.source '{source}' is not known. Allowed: train, torchvision, or a file "
+                        "that ends in .safetensors")
+    return checkpoint.fit(network, state, source)
+
+
+def write(folder: Path, network, spec, splits: dict, state, params) -> None:
+    """The checkpoint and its metrics. The dense network's own accuracy on the test set is a fact, not a choice."""
+    checkpoint.save(folder / "dense.safetensors", network, spec)
+    precision = params.pretrain.precision
+    out = {name: training.logits(network, splits[name], precision) for name in ("validation", "test")}
+    counted = cost.count(network, spec.example().to(splits["test"].pixels.device))
+    metrics = {
+        "network": spec.name, "dataset": params.study.dataset, "classes": spec.classes, "macs": counted.macs,
+        "params": counted.params, "epochs": state.epoch,
+        "images": state.history[-1]["images"] if state.history else 0,
+        "top1_validation": training.accuracy(out["validation"], splits["validation"].labels),
+        "top1_test": training.accuracy(out["test"], splits["test"].labels),
+        "top5_test": training.accuracy(out["test"], splits["test"].labels, 5),
+        "history": state.history, "digest": checkpoint.digest(folder / "dense.safetensors"),
+    }
+    (folder / "dense.json").write_text(json.dumps(metrics, indent=1) + "\n")
+    print(f"pretrain {spec.name} on {params.study.dataset}: top-1 {metrics['top1_test']:.2f} % (test), "
+          f"{metrics['top1_validation']:.2f} % (validation), {counted.macs / 1e6:.1f} M MACs, "
+          f"{counted.params / 1e6:.3f} M parameters")
+
+
+if __name__ == "__main__":
+    run(main)

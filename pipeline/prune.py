@@ -1,0 +1,80 @@
+"""Stage prune: removes the plan's channels physically, repairs, and checks that the budget is met."""
+
+import json
+import time
+
+import torch
+from _stage import cell_arguments, record_seconds, run
+
+from hobs_rspar import checkpoint, config, cost, data, surgery
+from hobs_rspar.coupling import Groups
+from hobs_rspar.curvature import repair
+from hobs_rspar.device import resolve_device
+from hobs_rspar.errors import UserError
+from hobs_rspar.paths import Paths
+from hobs_rspar.plan import PruningPlan
+from hobs_rspar.seeds import generator
+from hobs_rspar.training import accuracy, logits
+
+HELD_OUT = 512  # validation images for the reconstruction error
+
+
+def main() -> None:
+    started = time.perf_counter()
+    params = config.load()
+    method, seed = cell_arguments(params)
+    torch.set_num_threads(params.prune.threads)
+    paths, device = Paths.of(params.study), resolve_device(params.device)
+    cell = f"{method}-{seed}"
+    folder = paths.cell(cell)
+    dense, spec = checkpoint.load_with_spec(paths.dense / "dense.safetensors")
+    groups = Groups.from_json(json.loads((paths.dense / "groups.json").read_text()))
+    plan = PruningPlan.load(folder / "plan.json")
+    plan.check(groups)
+    pruned = surgery.remove(dense, spec.example(), plan)
+    counted = check_budget(pruned, dense, spec, plan, params.allocation.tolerance)
+
+    dense, pruned = dense.to(device), pruned.to(device)
+    validation = data.load(paths.data, "validation", device)
+    calibration = data.load(paths.data, "calibration", device).first(params.prune.images)
+    found = measure(pruned, dense, groups, plan, validation, "before_repair")
+    if plan.repair == "least_squares":
+        repair.least_squares(pruned, dense, groups, plan.kept, calibration, params.prune,
+                             generator(seed, "prune", method))
+    elif plan.repair == "batchnorm":
+        repair.reestimate_batchnorm(pruned, calibration)
+    found |= measure(pruned, dense, groups, plan, validation, "after_repair")
+
+    checkpoint.save(folder / "pruned.safetensors", pruned, spec)
+    found |= counted | {"repair": plan.repair}
+    (folder / "prune.json").write_text(json.dumps(found, indent=1) + "\n")
+    seconds = record_seconds(paths.cost(cell, "prune"), started)
+    print(f"prune {cell}: kept {counted['macs_ratio']:.4f} of MACs, {counted['params_ratio']:.3f} of parameters; "
+          f"validation top-1 {found['top1_before_repair']:.1f} % cut, {found['top1_after_repair']:.1f} % repaired "
+          f"({plan.repair}), {seconds:.0f} s")
+
+
+def check_budget(pruned, dense, spec, plan: PruningPlan, tolerance: float) -> dict:
+    """The post-condition: what was removed is what the plan promised, and the budget is met."""
+    before, after = (cost.count(network, spec.example()) for network in (dense, pruned))
+    ratio, budget = after.macs / before.macs, plan.budget["macs"]
+    if after.macs != plan.macs or (plan.method != "unpruned" and abs(ratio - budget) > tolerance * budget + 1e-12):
+        widest = max(plan.groups, key=lambda group: len(group.kept) / group.channels)
+        raise UserError(f"prune {plan.method}-{plan.seed}: {ratio:.4f}x MACs remain, the plan says "
+                        f"{plan.macs_ratio:.4f}x, the budget {budget:g}x +-{tolerance:.0%}; widest group: {widest.name} "
+                        f"({len(widest.kept)} of {widest.channels}). Allocate again")
+    return {"macs": after.macs, "params": after.params, "macs_ratio": ratio,
+            "params_ratio": after.params / before.params}
+
+
+def measure(pruned, dense, groups, plan: PruningPlan, validation, when: str) -> dict:
+    """Validation accuracy and reconstruction error, in fp32."""
+    top1 = accuracy(logits(pruned, validation), validation.labels)
+    error = repair.reconstruction_error(pruned, dense, groups, plan.kept, validation.first(HELD_OUT), 32,
+                                        generator(plan.seed, "prune/error"))
+    name = "reconstruction_error" if when == "after_repair" else f"reconstruction_error_{when}"
+    return {f"top1_{when}": top1, name: error}
+
+
+if __name__ == "__main__":
+    run(main)

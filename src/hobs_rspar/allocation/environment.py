@@ -1,0 +1,111 @@
+"""What an allocation is worth: the accuracy of the pruned and repaired network on validation images.
+
+Channels have a fixed order (H-OBS's elimination order), so an allocation is one width per group. Surgery is slicing,
+repair is the closed-form refit from the input covariances that sensitivity already has, kept per (group, width): one
+evaluation is a look-up and a forward pass of a small network.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hobs_rspar import checkpoint
+from hobs_rspar.coupling import Groups
+from hobs_rspar.curvature.hobs import centred
+from hobs_rspar.curvature.repair import reestimate_batchnorm, refit_weight
+from hobs_rspar.data import Images
+from hobs_rspar.training import accuracy, logits
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Accuracy (fraction) and cross entropy on the validation images."""
+
+    accuracy: float
+    loss: float
+
+
+class PruningEnvironment:
+    """Evaluates allocations of one network.
+
+    Args:
+        network: dense; untouched.
+        groups: of the network.
+        order: per group the channels, the first to go first.
+        factors: ``<layer>/a`` of all consumers.
+        calibration: images for the batch norms' statistics.
+        validation: images of the reward; never test images.
+
+    Attributes:
+        dense: the dense network's own evaluation.
+        images: images passed through pruned networks so far, the cost of the search.
+    """
+
+    RIDGE = 1e-3
+    PRECISION = "bf16"  # a forward pass in bf16 takes half the time, and the reward is an accuracy
+    BATCH = 256  # one size for all passes: every new shape costs the convolution library a compilation
+
+    def __init__(self, network: nn.Module, groups: Groups, order: list[Tensor], factors: dict[str, Tensor],
+                 calibration: Images, validation: Images):
+        self.network, self.groups, self.order, self.factors = network, groups, order, factors
+        self.calibration, self.validation = calibration, validation
+        self.state = network.state_dict()
+        self.images = 0
+        self.dense = self._evaluate(network)
+        self._known: dict[tuple[int, ...], Evaluation] = {}
+        self._refits: dict[tuple[int, int], dict[str, Tensor]] = {}
+
+    @property
+    def evaluations(self) -> int:
+        """Different allocations evaluated so far."""
+        return len(self._known)
+
+    def kept(self, widths: np.ndarray) -> list[list[int]]:
+        """Kept channels of every group, sorted."""
+        return [sorted(order[len(order) - int(width):].tolist()) for order, width in zip(self.order, widths)]
+
+    def evaluate(self, widths: np.ndarray) -> Evaluation:
+        """Prunes, repairs and measures; an allocation seen before costs nothing."""
+        key = tuple(int(width) for width in widths)
+        if key not in self._known:
+            pruned = self.pruned(widths)
+            reestimate_batchnorm(pruned, self.calibration, self.PRECISION, self.BATCH)
+            self.images += len(self.calibration)
+            self._known[key] = self._evaluate(pruned)
+        return self._known[key]
+
+    def pruned(self, widths: np.ndarray) -> nn.Module:
+        """The pruned network with refitted consumers, its batch norms not yet re-estimated."""
+        state = dict(self.state)
+        for g, width in enumerate(widths):
+            for name, change in self._refit(g, int(width)).items():
+                state[name] = state[name] + change
+        return checkpoint.fit(copy.deepcopy(self.network), self.groups.sliced(state, self.kept(widths)), "allocation")
+
+    def _refit(self, g: int, width: int) -> dict[str, Tensor]:
+        """What the refit adds to the weight of each consumer of group ``g`` at ``width``."""
+        if (g, width) not in self._refits:
+            group, changes = self.groups[g], {}
+            gone = self.order[g][:group.channels - width].tolist()
+            for member in group.with_role("consumer") if gone else ():
+                weight = self.state[f"{member.layer}.weight"]
+                flat = weight.double().flatten(1)
+                area = flat.shape[1] // weight.shape[1]
+                dead = torch.tensor(member.of(gone))
+                keep = torch.ones(weight.shape[1], dtype=torch.bool).index_fill(0, dead, False).repeat_interleave(area)
+                covariance = centred(self.factors[f"{member.layer}/a"][0].double()).to(weight.device)
+                new = refit_weight(flat, covariance, keep.nonzero()[:, 0].to(weight.device), self.RIDGE)
+                changes[f"{member.layer}.weight"] = (new - flat).view_as(weight).to(weight.dtype)
+            self._refits[g, width] = changes
+        return self._refits[g, width]
+
+    def _evaluate(self, network: nn.Module) -> Evaluation:
+        out, labels = logits(network, self.validation, self.PRECISION, self.BATCH), self.validation.labels.cpu()
+        self.images += len(self.validation)
+        return Evaluation(accuracy(out, labels) / 100, F.cross_entropy(out, labels).item())

@@ -1,0 +1,33 @@
+"""The adaptive penalty weight lambda(t) of R-SPAR."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class AdaptivePenalty:
+    """lambda = lambda_0 exp(sign tau (accuracy dense - accuracy pruned)), kept within a range.
+
+    As published (sign -1) it has no time in it, and it weakens as the damage grows; ``sign=1`` is the corrected form.
+    Accuracies are fractions: in percentage points the exponent would sit on the lower bound from 1.84 points on.
+
+    Attributes:
+        initial: lambda_0.
+        rate: tau.
+        sign: -1 as published, 1 corrected.
+        least: lower bound.
+        most: upper bound.
+    """
+
+    initial: float = 0.01
+    rate: float = 2.5
+    sign: int = -1
+    least: float = 1e-4
+    most: float = 0.1
+
+    def weight(self, accuracy_dense: float, accuracy_pruned: float) -> float:
+        """lambda for two accuracies, as fractions."""
+        value = self.initial * math.exp(self.sign * self.rate * (accuracy_dense - accuracy_pruned))
+        return min(max(value, self.least), self.most)

@@ -1,0 +1,195 @@
+"""Coupled channels: which layers must lose a channel together, what a width costs, and how weights are sliced."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hobs_rspar.errors import UserError, did_you_mean
+
+ROLES = ("producer", "depthwise", "norm", "consumer")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One layer's part in a group.
+
+    Attributes:
+        layer: the layer's name.
+        role: ``producer`` and ``depthwise`` lose output channels, ``norm`` its statistics, ``consumer`` its inputs.
+        index: for every channel of the group the layer's own indices [channels][1 or more] (more than one where a
+            channel is flattened into several inputs of a linear layer).
+    """
+
+    layer: str
+    role: str
+    index: tuple[tuple[int, ...], ...]
+
+    def of(self, channels: Sequence[int]) -> list[int]:
+        """The layer's own indices of some of the group's channels."""
+        return [i for channel in channels for i in self.index[channel]]
+
+
+@dataclass(frozen=True)
+class Group:
+    """Channels that must be removed together. Its name is that of the first producer in order of execution."""
+
+    name: str
+    channels: int
+    members: tuple[Member, ...]
+    protected: str = ""
+
+    def with_role(self, *roles: str) -> list[Member]:
+        return [member for member in self.members if member.role in roles]
+
+
+class Groups(Sequence[Group]):
+    """All groups of a network, in order of execution.
+
+    Attributes:
+        layers: cost of every convolution and linear layer: name -> (MACs, outputs, inputs).
+    """
+
+    def __init__(self, groups: Sequence[Group], layers: dict[str, tuple[int, int, int]]):
+        self.groups, self.layers = list(groups), layers
+
+    def __getitem__(self, index):
+        return self.groups[index]
+
+    def __len__(self) -> int:
+        return len(self.groups)
+
+    def __iter__(self) -> Iterator[Group]:
+        return iter(self.groups)
+
+    @property
+    def sizes(self) -> np.ndarray:
+        """Channels of every group [groups]."""
+        return np.array([group.channels for group in self.groups])
+
+    @property
+    def dense_macs(self) -> int:
+        return sum(macs for macs, _, _ in self.layers.values())
+
+    def named(self, name: str) -> Group:
+        """The group called ``name``, or the one in which the layer ``name`` produces channels."""
+        for group in self.groups:
+            if group.name == name or any(m.layer == name for m in group.with_role("producer", "depthwise")):
+                return group
+        names = [group.name for group in self.groups]
+        raise UserError(f"no group '{name}'.{did_you_mean(name, names)} Groups: {', '.join(names)}")
+
+    def macs(self, widths: np.ndarray) -> np.ndarray:
+        """MACs of the network at given widths, without building it.
+
+        Args:
+            widths: kept channels [..., groups].
+
+        Returns:
+            MACs [...], exactly what :func:`hobs_rspar.cost.count` finds on the pruned network.
+        """
+        removed = self.sizes - np.asarray(widths)
+        total = np.zeros(removed.shape[:-1])
+        for (macs, outputs, inputs), (out, into) in zip(self.layers.values(), self._coefficients()):
+            total += macs * (1 - removed @ out / outputs) * (1 - removed @ into / inputs)
+        return np.rint(total).astype(np.int64)
+
+    def _coefficients(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """For every layer: outputs and inputs that one channel of each group takes with it ([groups], [groups])."""
+        position = {name: i for i, name in enumerate(self.layers)}
+        table = [(np.zeros(len(self)), np.zeros(len(self))) for _ in self.layers]
+        for g, group in enumerate(self.groups):
+            for member in group.members:
+                if member.role != "norm":
+                    table[position[member.layer]][member.role == "consumer"][g] = len(member.index[0])
+        return table
+
+    def sliced(self, state: dict[str, Tensor], kept: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+        """The state dict that remains when every group keeps only the channels ``kept[g]`` (sorted)."""
+        state = dict(state)
+        for group, channels in zip(self.groups, kept):
+            if len(channels) == group.channels:
+                continue
+            for member in group.members:
+                axis = 1 if member.role == "consumer" else 0
+                dead = set(member.of(sorted(set(range(group.channels)) - set(channels))))
+                for name in _tensors(state, member):
+                    size = member_size(state[name], axis)
+                    alive = torch.tensor([i for i in range(size) if i not in dead])
+                    state[name] = _Pending.cut(state[name], axis, alive)
+        return {name: tensor.done() if isinstance(tensor, _Pending) else tensor for name, tensor in state.items()}
+
+    def to_json(self) -> dict:
+        return {"layers": {name: list(values) for name, values in self.layers.items()},
+                "groups": [{"name": g.name, "channels": g.channels, "protected": g.protected,
+                            "members": [{"layer": m.layer, "role": m.role, "index": _packed(m.index)}
+                                        for m in g.members]} for g in self.groups]}
+
+    @classmethod
+    def from_json(cls, text: dict) -> Groups:
+        groups = [Group(g["name"], g["channels"],
+                        tuple(Member(m["layer"], m["role"], _unpacked(m["index"])) for m in g["members"]),
+                        g["protected"]) for g in text["groups"]]
+        return cls(groups, {name: tuple(values) for name, values in text["layers"].items()})
+
+    def __str__(self) -> str:
+        lines = [f"{len(self)} groups, {int(self.sizes.sum())} channels, {self.dense_macs / 1e6:.1f} M MACs"]
+        for group in self.groups:
+            lines.append(f"  {group.name}: {group.channels} channels"
+                         + (f" (kept whole: {group.protected})" if group.protected else ""))
+            for role in ROLES:
+                names = [member.layer for member in group.with_role(role)]
+                if names:
+                    lines.append(f"      {role + 's' if role != 'depthwise' else role}: {', '.join(names)}")
+        return "\n".join(lines)
+
+
+class _Pending:
+    """A tensor and the indices that remain on each axis; groups that share a layer cut it one after the other."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.alive = tensor, {}
+
+    @staticmethod
+    def cut(tensor: Tensor | _Pending, axis: int, alive: Tensor) -> _Pending:
+        pending = tensor if isinstance(tensor, _Pending) else _Pending(tensor)
+        before = pending.alive.get(axis)
+        pending.alive[axis] = alive if before is None else before[torch.isin(before, alive)]
+        return pending
+
+    def done(self) -> Tensor:
+        out = self.tensor
+        for axis, alive in self.alive.items():
+            out = out.index_select(axis, alive.to(out.device))
+        return out
+
+
+def member_size(tensor: Tensor | _Pending, axis: int) -> int:
+    """Length of an axis before any cut."""
+    return (tensor.tensor if isinstance(tensor, _Pending) else tensor).shape[axis]
+
+
+def _tensors(state: dict, member: Member) -> list[str]:
+    """Names of the tensors of a layer that a member cuts: inputs are cut in the weight only."""
+    names = [name for name in state if name.rpartition(".")[0] == member.layer
+             and not name.endswith("num_batches_tracked")]
+    return [name for name in names if name.endswith(".weight")] if member.role == "consumer" else names
+
+
+def _packed(index: tuple[tuple[int, ...], ...]) -> list:
+    """[first, channels, multiplicity] for the usual contiguous index, else the index itself."""
+    flat = [i for part in index for i in part]
+    if flat == list(range(flat[0], flat[0] + len(flat))) and len({len(part) for part in index}) == 1:
+        return [flat[0], len(index), len(index[0])]
+    return [list(part) for part in index]
+
+
+def _unpacked(packed: list) -> tuple[tuple[int, ...], ...]:
+    if packed and isinstance(packed[0], int):
+        first, channels, many = packed
+        return tuple(tuple(range(first + c * many, first + (c + 1) * many)) for c in range(channels))
+    return tuple(tuple(part) for part in packed)

@@ -1,0 +1,193 @@
+"""Repair after surgery, in closed form: least-squares refit of the consumers, and batch-norm re-estimation.
+
+No gradient steps and no labels are used. The refit makes every consumer reproduce the dense network's outputs from the
+inputs that are left (as ThiNet, channel pruning and AMC do), layer by layer, on what the already repaired layers before
+it really give.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from hobs_rspar.coupling import Groups
+from hobs_rspar.curvature.kfac import damped, patches, sampled_positions
+from hobs_rspar.data import Images
+
+
+@torch.no_grad()
+def reestimate_batchnorm(network: nn.Module, images: Images, precision: str = "fp32", batch_size: int = 256) -> None:
+    """Replaces the running statistics of all batch norms by those of ``images``; ends in evaluation mode."""
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    network.eval()
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over batches
+        norm.train()
+    with torch.autocast(images.pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+        for x, _ in images.batches(batch_size):
+            network(x)
+    for norm, momentum in zip(norms, momenta):
+        norm.momentum = momentum
+    network.eval()
+
+
+def refit_weight(weight: Tensor, covariance: Tensor, kept: Tensor, ridge: float) -> Tensor:
+    """Least-squares weight of a consumer that sees only some of its inputs.
+
+    Args:
+        weight: [outputs, d].
+        covariance: of the inputs [d, d].
+        kept: columns that are left [k].
+        ridge: relative to the mean diagonal.
+
+    Returns:
+        The weight on all columns [outputs, d], zero where nothing is left.
+    """
+    some = damped(covariance[kept][:, kept], ridge)
+    out = torch.zeros_like(weight)
+    out[:, kept] = torch.linalg.solve(some, covariance[kept] @ weight.T).T
+    return out
+
+
+class _Stop(Exception):
+    """Ends a forward pass once the layer of interest has been seen."""
+
+
+def least_squares(pruned: nn.Module, dense: nn.Module, groups: Groups, kept: list[list[int]], images: Images,
+                  options, generator: torch.Generator) -> float:
+    """Refits all consumers of shrunken groups in order of execution, then re-estimates batch norms.
+
+    Args:
+        pruned: after surgery; changed in place.
+        dense: the network before.
+        groups: of the dense network.
+        kept: kept channels of every group.
+        images: calibration images; inputs of the refit.
+        options: ``params.prune`` (positions, ridge).
+        generator: draws the spatial positions.
+
+    Returns:
+        Mean relative squared output error of the refitted consumers on the same images.
+    """
+    names = _consumers(groups, kept)
+    rows = _output_rows(groups, kept)
+    where = _positions(dense, names, images, options.positions, generator)
+    targets = _outputs(dense, names, where, images)
+    errors = []
+    for name in names:
+        layer, target = pruned.get_submodule(name), targets.pop(name)
+        target = target if name not in rows else target[:, torch.tensor(rows[name])]
+        errors.append(_refit(layer, _inputs(pruned, name, where[name], images), target.double(), options.ridge))
+    reestimate_batchnorm(pruned, images)
+    return sum(errors) / max(1, len(errors))
+
+
+def reconstruction_error(pruned: nn.Module, dense: nn.Module, groups: Groups, kept: list[list[int]], images: Images,
+                         positions: int, generator: torch.Generator) -> float:
+    """Mean relative squared error of the consumers' outputs against the dense network's, on given images.
+
+    Means are taken out of both, as the batch norm that follows does.
+    """
+    names, rows = _consumers(groups, kept), _output_rows(groups, kept)
+    if not names:
+        return 0.0
+    where = _positions(dense, names, images, positions, generator)
+    wanted, got = _outputs(dense, names, where, images), _outputs(pruned, names, where, images)
+    errors = []
+    for name in names:
+        target = wanted[name] if name not in rows else wanted[name][:, torch.tensor(rows[name])]
+        target, seen = target - target.mean(0), got[name] - got[name].mean(0)
+        errors.append(((seen - target).square().sum() / target.square().sum().clamp_min(1e-12)).item())
+    return sum(errors) / len(errors)
+
+
+def _consumers(groups: Groups, kept: list[list[int]]) -> list[str]:
+    """Consumers of groups that lost channels, in order of execution."""
+    shrunk = {member.layer for group, channels in zip(groups, kept) if len(channels) < group.channels
+              for member in group.with_role("consumer")}
+    return [name for name in groups.layers if name in shrunk]
+
+
+def _output_rows(groups: Groups, kept: list[list[int]]) -> dict[str, list[int]]:
+    """Outputs that a layer still has, where it lost some."""
+    return {member.layer: member.of(channels) for group, channels in zip(groups, kept)
+            if len(channels) < group.channels for member in group.with_role("producer")}
+
+
+@torch.no_grad()
+def _positions(network: nn.Module, names: list[str], images: Images, count: int, generator) -> dict[str, Tensor | None]:
+    """The same random output positions of every layer for all networks compared."""
+    found: dict[str, Tensor | None] = {}
+
+    def hook(name: str):
+        return lambda layer, inputs, _out: found.__setitem__(name, sampled_positions(layer, inputs[0], count, generator))
+
+    hooks = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    network(images.normalised(images.pixels[:1]))
+    for handle in hooks:
+        handle.remove()
+    return found
+
+
+@torch.no_grad()
+def _outputs(network: nn.Module, names: list[str], where: dict, images: Images) -> dict[str, Tensor]:
+    """Outputs without bias of layers at given positions [N * positions, outputs], batch norms as they are."""
+    parts: dict[str, list[Tensor]] = {name: [] for name in names}
+
+    def hook(name: str):
+        def keep(layer: nn.Module, _inputs, out: Tensor) -> None:
+            bias = 0 if layer.bias is None else layer.bias.view(1, -1, *[1] * (out.dim() - 2))
+            flat = (out - bias).flatten(2) if out.dim() == 4 else (out - bias)[:, :, None]
+            flat = flat if where[name] is None else flat[:, :, where[name]]
+            parts[name].append(flat.transpose(1, 2).reshape(-1, flat.shape[1]).cpu())
+        return keep
+
+    hooks = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
+    for x, _ in images.batches(256):
+        network(x)
+    for handle in hooks:
+        handle.remove()
+    return {name: torch.cat(rows) for name, rows in parts.items()}
+
+
+@torch.no_grad()
+def _inputs(network: nn.Module, name: str, where: Tensor | None, images: Images) -> Tensor:
+    """Input patches of a layer [N * positions, d + 1]; batch norms use each batch's own statistics on the way."""
+    parts: list[Tensor] = []
+
+    def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        parts.append(patches(layer, inputs[0], where)[0][0].cpu())
+        raise _Stop
+
+    handle = network.get_submodule(name).register_forward_pre_hook(keep)
+    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
+    kept = [(norm, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.track_running_stats = False
+    for x, _ in images.batches(256):
+        try:
+            network(x)
+        except _Stop:
+            continue
+    handle.remove()
+    for norm, flag in kept:
+        norm.track_running_stats = flag
+    network.eval()
+    return torch.cat(parts)
+
+
+@torch.no_grad()
+def _refit(layer: nn.Module, rows: Tensor, target: Tensor, ridge: float) -> float:
+    """Solves for the weight (and the bias, if there is one) that gives ``target`` from ``rows``; relative error."""
+    x = rows[:, :-1].double()
+    centre, level = x.mean(0), target.mean(0)
+    x, y = x - centre, target - level
+    gram = damped(x.T @ x, ridge)
+    weight = torch.linalg.solve(gram, x.T @ y).T
+    if layer.bias is not None:
+        layer.bias += (level - weight @ centre).to(layer.bias)
+    layer.weight.copy_(weight.view_as(layer.weight))
+    return ((x @ weight.T - y).square().sum() / y.square().sum().clamp_min(1e-12)).item()

@@ -1,0 +1,188 @@
+"""Reads the cells and timings that params name, and refuses to mix what must not be compared. Imports no torch."""
+
+from __future__ import annotations
+
+import base64
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from hobs_rspar.config import Params
+from hobs_rspar.errors import UserError
+from hobs_rspar.paths import Paths
+
+CELL_KEYS = ("method", "seed", "dataset", "network", "budget", "dense", "plan", "accuracy", "history", "cost")
+TIMING_KEYS = ("fingerprint", "conditions", "batches")
+# What makes two timings incomparable. Clocks and temperatures drift within one run and are only recorded.
+COMPARED = ("device", "driver", "cuda", "torch", "threads", "power_cap", "mode", "dtype", "layout", "batchnorm")
+
+
+@dataclass(frozen=True)
+class Evidence:
+    """Everything that the report is made of.
+
+    Attributes:
+        cells: cell key to the content of its file, in the order of params.
+        timings: cell key to its timing on ``platform``.
+        missing: cells of params without a file.
+        leftover: files in cells/ that params do not name; not used.
+        dense: content of dense.json, empty where the file is absent.
+        scores: content of scores.json, None where the file is absent.
+    """
+
+    params: Params
+    paths: Paths
+    cells: dict[str, dict]
+    timings: dict[str, dict]
+    missing: list[str]
+    leftover: list[Path]
+    platform: str | None
+    dense: dict
+    scores: dict | None
+
+    @property
+    def methods(self) -> list[str]:
+        """Methods with at least one cell, in the order of params."""
+        return list(dict.fromkeys(cell["method"] for cell in self.cells.values()))
+
+    @property
+    def untimed(self) -> list[str]:
+        return [cell for cell in self.cells if cell not in self.timings]
+
+    @property
+    def reference(self) -> dict:
+        """The dense network's MACs, parameters and accuracy; the same in every cell."""
+        return next(iter(self.cells.values()))["dense"]
+
+    @property
+    def fingerprint(self) -> dict:
+        """Device, versions and conditions of the timings; empty where nothing is timed."""
+        return _merged(next(iter(self.timings.values()))) if self.timings else {}
+
+    @property
+    def alpha(self) -> float:
+        """Two-sided level that belongs to ``report.confidence``."""
+        return round(1 - self.params.report.confidence, 12)
+
+    def of(self, method: str) -> list[dict]:
+        return [cell for cell in self.cells.values() if cell["method"] == method]
+
+    def timed(self, method: str) -> list[dict]:
+        return [self.timings[key] for key, cell in self.cells.items() if cell["method"] == method and
+                key in self.timings]
+
+
+def read(params: Params) -> Evidence:
+    """Reads exactly the cells that params name, with their timings.
+
+    Raises:
+        UserError: there is no cell at all; a file is truncated; cells of another budget or another dense network are
+            among them; timings of several platforms or fingerprints would be mixed.
+    """
+    paths = Paths.of(params.study)
+    files = {cell: paths.cell_report(cell) for cell in params.cells}
+    cells = {cell: _load(file, CELL_KEYS) for cell, file in files.items() if file.is_file()}
+    if not cells:
+        raise UserError(f"{paths.report}/cells/ holds none of the {len(files)} cells that params.yaml names "
+                        f"({params.cells[0]}, …); 'dvc repro' computes them all, "
+                        f"'dvc repro -s benchmark@{params.cells[0]}' the last stage of one")
+    for cell, content in cells.items():
+        _check_same_study(files[cell], content, params)
+    _check_same_dense(cells)
+    platform = _platform(params, paths, list(cells))
+    timings = _timings(paths, platform, list(cells))
+    _check_same_fingerprint(timings, f"{paths.report}/platforms/{platform}")
+    dense, scores = (_optional(paths.dense / name) for name in ("dense.json", "scores.json"))
+    leftover = sorted(file for file in (paths.report / "cells").glob("*.json") if file not in files.values())
+    return Evidence(params, paths, cells, timings, [cell for cell in files if cell not in cells], leftover, platform,
+                    dense or {}, scores)
+
+
+def correctness(cells: list[dict]) -> np.ndarray | None:
+    """Per-image correctness on the test set, [cells, images] booleans; None where a cell has none."""
+    if any(not cell.get("correct") for cell in cells) or len({cell["test_images"] for cell in cells}) != 1:
+        return None
+    packed = [np.frombuffer(base64.b64decode(cell["correct"]), dtype=np.uint8) for cell in cells]
+    return np.stack([np.unpackbits(bits, count=cells[0]["test_images"]) for bits in packed]).astype(bool)
+
+
+def _load(file: Path, keys: tuple[str, ...]) -> dict:
+    try:
+        content = json.loads(file.read_text())
+    except (json.JSONDecodeError, UnicodeDecodeError) as problem:
+        raise UserError(f"{file} is not valid JSON ({problem}); delete it and run 'dvc repro -s "
+                        f"benchmark@{file.stem}'") from None
+    absent = [key for key in keys if key not in content]
+    if absent:
+        raise UserError(f"{file} has no '{absent[0]}'; it must hold {', '.join(keys)}: delete it and run 'dvc repro "
+                        f"-s benchmark@{file.stem}'")
+    return content
+
+
+def _optional(file: Path) -> dict | None:
+    return _load(file, ()) if file.is_file() else None
+
+
+def _check_same_study(file: Path, cell: dict, params: Params) -> None:
+    study = params.study
+    wanted = {"dataset": study.dataset, "network": study.network, "budget": _set(study.budget.model_dump())}
+    for key, value in wanted.items():
+        seen = _set(cell[key]) if key == "budget" else cell[key]
+        if seen != value:
+            raise UserError(f"{file}: {key} is {seen}, but params.yaml says {value}; cells of different studies are "
+                            "never compared: 'dvc repro' renews it")
+
+
+def _set(budget: dict) -> dict:
+    return {key: value for key, value in budget.items() if value is not None}
+
+
+def _check_same_dense(cells: dict[str, dict]) -> None:
+    seen: dict[str, list[str]] = {}
+    for key, cell in cells.items():
+        seen.setdefault(json.dumps(cell["dense"], sort_keys=True), []).append(key)
+    if len(seen) > 1:
+        rare = min(seen.values(), key=len)
+        raise UserError(f"cells of {len(seen)} different dense networks are mixed ({', '.join(rare[:3])} against the "
+                        "others); differences between them mean nothing: 'dvc repro' renews them")
+
+
+def _platform(params: Params, paths: Paths, cells: list[str]) -> str | None:
+    folder = paths.report / "platforms"
+    held = sorted({file.parent.name for cell in cells for file in folder.glob(f"*/{cell}.json")})
+    wanted = params.benchmark.platform
+    if wanted is not None:
+        if held and wanted not in held:
+            raise UserError(f"benchmark.platform is '{wanted}', but timings of this study's cells are only in "
+                            f"{folder}/ for: {', '.join(held)}; name one of them, or run 'dvc repro'")
+        return wanted
+    if len(held) > 1:
+        raise UserError(f"{folder}/ holds timings of {len(held)} platforms ({', '.join(held)}); set benchmark.platform "
+                        "in params.yaml to the one that the report should show")
+    return held[0] if held else None
+
+
+def _timings(paths: Paths, platform: str | None, cells: list[str]) -> dict[str, dict]:
+    if platform is None:
+        return {}
+    files = {cell: paths.platform_report(platform, cell) for cell in cells}
+    return {cell: _load(file, TIMING_KEYS) for cell, file in files.items() if file.is_file()}
+
+
+def _merged(timing: dict) -> dict:
+    return {**timing["conditions"], **timing["fingerprint"]}
+
+
+def _check_same_fingerprint(timings: dict[str, dict], folder: str) -> None:
+    for key in COMPARED:
+        seen: dict[str, list[str]] = {}
+        for cell, timing in timings.items():
+            seen.setdefault(json.dumps(_merged(timing).get(key), sort_keys=True), []).append(cell)
+        if len(seen) > 1:
+            groups = "; ".join(f"{value}: {cells[0]}" + (f" and {len(cells) - 1} more" if cells[1:] else "")
+                               for value, cells in seen.items())
+            rare = min(seen.values(), key=len)
+            raise UserError(f"{folder}: the timings' {key} differs ({groups}); timings of different conditions are "
+                            f"never compared: measure again with 'dvc repro -f -s benchmark@{rare[0]}'")

@@ -1,0 +1,113 @@
+"""How every figure looks: sizes, colours, deterministic files. Uses no pyplot, so no window and no global state."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+WIDTH = 3.5  # inches: one column of a two-column page
+PIXELS_PER_INCH = 240
+STYLE = {
+    "font.family": "DejaVu Sans",  # ships with matplotlib, so that the files are the same bytes everywhere
+    "font.size": 7, "axes.titlesize": 7.5, "axes.labelsize": 7, "xtick.labelsize": 6.5, "ytick.labelsize": 6.5,
+    "legend.fontsize": 6.5, "axes.titlelocation": "left", "axes.titlepad": 6,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.linewidth": 0.6, "axes.edgecolor": "#444444",
+    "xtick.major.width": 0.6, "ytick.major.width": 0.6, "xtick.major.size": 2.5, "ytick.major.size": 2.5,
+    "axes.grid": True, "grid.color": "#e4e4e4", "grid.linewidth": 0.5, "axes.axisbelow": True,
+    "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False,
+    "svg.hashsalt": "hobs-rspar", "figure.facecolor": "white",
+}
+# One colour per method throughout, from the palettes of Okabe and Ito and of Tol, both safe for colour-blind readers.
+COLOURS = {"unpruned": "#000000", "random": "#8c8c8c", "l1": "#56b4e9", "l2_global": "#0072b2",
+           "taylor_oneshot": "#009e73", "depgraph_seed": "#cc79a7", "hobs_uniform": "#e69f00", "hobs_rspar": "#d55e00"}
+MORE_COLOURS = ("#332288", "#88ccee", "#44aa99", "#117733", "#999933", "#ddcc77", "#cc6677", "#882255", "#aa4499")
+SHAPES = {"unpruned": "o", "random": "s", "l1": "v", "l2_global": "^", "taylor_oneshot": "D", "depgraph_seed": "P",
+          "hobs_uniform": "X", "hobs_rspar": "*"}
+MORE_SHAPES = "<>phdH8"
+LARGER = {"*": 7.0, "P": 5.0, "X": 5.0}  # points; these shapes fill less of their box
+
+
+@dataclass(frozen=True)
+class Drawing:
+    """A drawn figure, the data beside it (header and rows) and the sentence that says how to read it."""
+
+    figure: Figure
+    header: list[str]
+    rows: list[list]
+    caption: str
+
+
+def method_looks(methods: Sequence[str]) -> dict[str, dict]:
+    """Method name to ``color``, ``marker``, ``markersize``: shapes differ, so that colour is never the only sign."""
+    others = [name for name in methods if name not in COLOURS]
+    colours = COLOURS | {name: MORE_COLOURS[place % len(MORE_COLOURS)] for place, name in enumerate(others)}
+    shapes = SHAPES | {name: MORE_SHAPES[place % len(MORE_SHAPES)] for place, name in enumerate(others)}
+    return {name: {"color": colours[name], "marker": shapes[name], "markersize": LARGER.get(shapes[name], 4.0)}
+            for name in methods}
+
+
+def new_figure(height: float, rows: int = 1, **options) -> tuple[Figure, list[Axes]]:
+    """A figure one column wide with ``rows`` axes below each other; heights in inches."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    axes = figure.subplots(rows, 1, squeeze=False, **options)
+    return figure, list(axes[:, 0])
+
+
+def new_panels(height: float, widths: Sequence[float]) -> tuple[Figure, list[Axes]]:
+    """A figure one column wide with axes side by side that share the vertical axis: one broken horizontal axis."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    figure.get_layout_engine().set(wspace=0.02)
+    axes = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
+    for axis in axes[1:]:
+        axis.spines["left"].set_visible(False)
+        axis.tick_params(axis="y", length=0)
+    return figure, list(axes)
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
+    """Puts the legend under the axes, where it cannot cover data; a name drawn in several axes is listed once."""
+    found = {label: handle for axis in axes
+             for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
+    handles, labels = list(found.values()), list(found)
+    figure.legend(handles, labels, loc="outside lower center", ncol=min(columns, len(labels)), columnspacing=1.2,
+                  handletextpad=0.5, handlelength=1.6)
+
+
+def heat_map(figure: Figure, axes: Axes, values, label: str, **options):
+    """A matrix in colour with its colour bar; NaN stays blank."""
+    axes.grid(False)
+    image = axes.imshow(values, aspect="auto", interpolation="nearest", **options)
+    bar = figure.colorbar(image, ax=axes, pad=0.02, fraction=0.05)
+    bar.set_label(label)
+    bar.outline.set_visible(False)
+    return image
+
+
+def file_bytes(figure: Figure) -> dict[str, bytes]:
+    """The figure as ``svg`` and ``png``, the same bytes on every run; the layout is computed once."""
+    with matplotlib.rc_context(STYLE):
+        figure.draw_without_rendering()
+        figure.set_layout_engine("none")
+        return {"svg": _saved(figure, "svg", {"Date": None, "Creator": None}),
+                "png": _saved(figure, "png", {"Software": None})}
+
+
+def save(figure: Figure, path: str | Path) -> None:
+    """Writes one file whose format is its ending; creates the folder."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    dates = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+    with matplotlib.rc_context(STYLE):
+        figure.savefig(path, dpi=PIXELS_PER_INCH, metadata=dates.get(path.suffix.lower()))
+
+
+def _saved(figure: Figure, kind: str, metadata: dict) -> bytes:
+    stream = io.BytesIO()
+    figure.savefig(stream, format=kind, dpi=PIXELS_PER_INCH, metadata=metadata)
+    return stream.getvalue()

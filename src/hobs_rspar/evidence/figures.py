@@ -1,0 +1,57 @@
+"""The figures of the report: drawn once, saved as SVG and PNG with their data beside them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import matplotlib
+
+from hobs_rspar.evidence import outcome_figures, process_figures
+from hobs_rspar.evidence.cells import Evidence
+from hobs_rspar.evidence.figure_style import STYLE, Drawing, file_bytes
+from hobs_rspar.evidence.summary import Summary
+from hobs_rspar.evidence.table_formats import csv_text
+
+Draw = Callable[[Evidence, Summary], Drawing | str]
+FIGURES: tuple[tuple[str, str, Draw], ...] = (
+    ("accuracy_macs", "Accuracy against MACs", outcome_figures.accuracy_macs),
+    ("accuracy_latency", "Accuracy against latency", outcome_figures.accuracy_latency),
+    ("paired_differences", "Paired differences", outcome_figures.paired_differences),
+    ("recovery_curves", "Recovery curves", outcome_figures.recovery_curves),
+    ("allocation", "Allocation per group", process_figures.allocation),
+    ("sensitivity", "Sensitivity of every channel", process_figures.sensitivity),
+    ("reward_curve", "Reward of the search", process_figures.reward_curve),
+    ("lambda_curve", "λ(t) and the accuracy drop", process_figures.lambda_curve),
+)
+
+
+@dataclass(frozen=True)
+class ReportFigure:
+    """One figure of the report.
+
+    Attributes:
+        name: file name without extension.
+        caption: how to read it; where nothing is drawn, why.
+        files: extension (``svg``, ``png``, ``csv``) to content; empty where nothing is drawn.
+    """
+
+    name: str
+    title: str
+    caption: str
+    files: dict[str, bytes]
+
+
+def draw_all(evidence: Evidence, summary: Summary) -> list[ReportFigure]:
+    """Every figure in the page's order."""
+    return [_draw(name, title, draw, evidence, summary) for name, title, draw in FIGURES]
+
+
+def _draw(name: str, title: str, draw: Draw, evidence: Evidence, summary: Summary) -> ReportFigure:
+    with matplotlib.rc_context(STYLE):
+        drawing = draw(evidence, summary)
+    if isinstance(drawing, str):
+        return ReportFigure(name, title, f"Not drawn: {drawing}.", {})
+    rows = [[round(value, 6) if isinstance(value, float) else value for value in row] for row in drawing.rows]
+    data = csv_text(drawing.header, rows).encode()
+    return ReportFigure(name, title, drawing.caption, file_bytes(drawing.figure) | {"csv": data})

@@ -1,0 +1,87 @@
+"""The result table of README.md, generated between two markers from a study's tables."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+from hobs_rspar.errors import UserError
+from hobs_rspar.evidence.table_formats import Column, Table, markdown_rows
+
+BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
+COLUMNS = (
+    Column("method", "Method"),
+    Column("top1", "Top-1 (%)", right=True),
+    Column("macs_ratio", "MACs", right=True),
+    Column("params_ratio", "Parameters", right=True),
+    Column("latency_ms", "Latency, batch 1 (ms)", 2),
+    Column("speedup", "Speedup, batch 64", right=True),
+    Column("delta_vs_dense", "Difference to unpruned (points)", 2),
+    Column("p_adjusted", "Adjusted p", 3),
+)
+
+
+def render(report_folder: str | Path) -> str:
+    """The block between the markers, markers included, from ``tables/T1.csv`` and ``tables/conditions.json``.
+
+    Raises:
+        UserError: the report has not been written.
+    """
+    folder = Path(report_folder)
+    try:
+        rows = list(csv.DictReader((folder / "tables" / "T1.csv").read_text().splitlines()))
+        seen = json.loads((folder / "tables" / "conditions.json").read_text())
+    except FileNotFoundError as missing:
+        raise UserError(f"{missing.filename} not found; 'python pipeline/report.py' writes it") from None
+    table = markdown_rows(Table("README", "", "", COLUMNS, [_row(row) for row in rows]))
+    where = f"{folder.parent.name}/{folder.name}"
+    return (f"{BEGIN}\n{table}\n{seen['line']} ± is half of the {seen['confidence']} interval over seeds. All tables "
+            f"and figures: [{where}/index.html]({where}/index.html).\n{END}\n")
+
+
+def is_current(readme_path: str | Path, report_folder: str | Path) -> bool:
+    """Whether the README's block equals what the report says."""
+    return _parts(Path(readme_path))[1] == render(report_folder)
+
+
+def update(readme_path: str | Path, report_folder: str | Path) -> bool:
+    """Rewrites the README's block; returns whether anything changed.
+
+    Raises:
+        UserError: the README lacks the markers, or the report has not been written.
+    """
+    path = Path(readme_path)
+    before, block, after = _parts(path)
+    wanted = render(report_folder)
+    if block != wanted:
+        path.write_text(before + wanted + after)
+    return block != wanted
+
+
+def _parts(path: Path) -> tuple[str, str, str]:
+    text = path.read_text()
+    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
+        raise UserError(f"{path} must hold the lines '{BEGIN}' and '{END}' once each, in this order; the result table "
+                        "is written between them")
+    start, stop = text.index(BEGIN), text.index(END) + len(END)
+    stop += text[stop:].startswith("\n")
+    return text[:start], text[start:stop], text[stop:]
+
+
+def _row(row: dict[str, str]) -> dict:
+    values = {key: float(row[key]) if row[key] else None for key in row if key != "method"}
+    return {"method": row["method"], "top1": _plus_minus(values), "macs_ratio": _times(values["macs_ratio"]),
+            "params_ratio": _times(values["params_ratio"]), "latency_ms": values["latency_ms"],
+            "speedup": _times(values["speedup"]), "delta_vs_dense": values["delta_vs_dense"],
+            "p_adjusted": values["p_adjusted"]}
+
+
+def _plus_minus(values: dict) -> str:
+    if values["top1_hi"] is None:
+        return f"{values['top1']:.2f}"
+    return f"{values['top1']:.2f} ± {values['top1_hi'] - values['top1']:.2f}"
+
+
+def _times(value: float | None) -> str | None:
+    return None if value is None else f"{value:.2f}x"

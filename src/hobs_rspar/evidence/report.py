@@ -1,0 +1,92 @@
+"""Writes a study's report: everything is computed before the first file is touched."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from hobs_rspar.config import Params
+from hobs_rspar.errors import UserError
+from hobs_rspar.evidence import claims, metrics, page, readme, tables
+from hobs_rspar.evidence.cells import Evidence, read
+from hobs_rspar.evidence.figures import draw_all
+from hobs_rspar.evidence.summary import Summary, summarise
+from hobs_rspar.evidence.table_formats import files
+
+FOLDERS = ("tables", "figures", "plots")
+README_STUDY = "default"
+
+
+def write(params: Params) -> str:
+    """Writes ``reports/<study>/`` and, for the default study, the README's table; returns the closing line.
+
+    Raises:
+        UserError: see ``cells.read``.
+    """
+    evidence = read(params)
+    _warn(evidence)
+    folder = evidence.paths.report
+    _replace(folder, contents(evidence, summarise(evidence)))
+    _update_readme(params.study.name, folder)
+    return (f"report {params.study.name}: {len(evidence.cells)} of {len(params.cells)} cells, tables and figures in "
+            f"{folder}/, open {folder}/index.html")
+
+
+def contents(evidence: Evidence, summary: Summary) -> dict[str, bytes]:
+    """Every file of the report: path below the report's folder to content."""
+    found = claims.claims(evidence, summary)
+    shown = {table.name: table for table in (tables.t1(evidence, summary), tables.t10(evidence, summary),
+                                             tables.t16(evidence, summary), claims.table(evidence, summary, found))}
+    figures = draw_all(evidence, summary)
+    texts = {f"tables/{name}": text for table in shown.values() for name, text in files(table).items()}
+    texts |= {"tables/conditions.json": _conditions(evidence, summary),
+              "metrics.json": metrics.metrics(evidence, summary),
+              "plots/accuracy.csv": metrics.accuracy_by_cell(evidence),
+              "plots/recovery.csv": metrics.recovery_by_epoch(evidence),
+              "index.html": page.render(evidence, summary, page.Parts(shown, found, figures))}
+    return {name: text.encode() for name, text in texts.items()} | {
+        f"figures/{figure.name}.{kind}": data for figure in figures for kind, data in figure.files.items()}
+
+
+def _conditions(evidence: Evidence, summary: Summary) -> str:
+    """What a reader must know beside T1, for the README."""
+    how = tables.conditions(evidence).removeprefix("Conditions: ")
+    missing = f"; {len(evidence.missing)} of {len(evidence.params.cells)} cells missing" if evidence.missing else ""
+    content = {"line": f"{tables.subject(evidence)}, n = {summary.n} seeds{missing}; {how}.",
+               "confidence": f"{100 * evidence.params.report.confidence:g} %"}
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def _replace(folder: Path, found: dict[str, bytes]) -> None:
+    """Writes all files and removes those of an earlier report that this one does not have."""
+    for name, data in found.items():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(data)
+    old = [file for part in FOLDERS for file in (folder / part).iterdir() if file.is_file()]
+    for file in old:
+        if file.relative_to(folder).as_posix() not in found:
+            file.unlink()
+
+
+def _update_readme(study: str, folder: Path) -> None:
+    path = Path("README.md")
+    if study != README_STUDY or not path.is_file():
+        return
+    try:
+        readme.update(path, folder)
+    except UserError as problem:  # the report itself is complete; a README without markers must not fail the stage
+        print(f"warning: {problem}", file=sys.stderr)
+
+
+def _warn(evidence: Evidence) -> None:
+    total = len(evidence.params.cells)
+    if evidence.missing:
+        print(f"warning: {len(evidence.missing)} of {total} cells are missing: {', '.join(evidence.missing)}; "
+              "'dvc repro' computes them", file=sys.stderr)
+    if evidence.untimed:
+        print(f"warning: no timing on {evidence.platform or 'any platform'} for: {', '.join(evidence.untimed)}",
+              file=sys.stderr)
+    if evidence.leftover:
+        print("warning: not named by params.yaml and not used: " + ", ".join(map(str, evidence.leftover)),
+              file=sys.stderr)

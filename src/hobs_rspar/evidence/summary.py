@@ -1,0 +1,170 @@
+"""One summary per method and the paired comparisons: what all tables, figures and claims are made of.
+
+Nothing downstream computes a statistic of its own, so that the page, the tables and the README cannot disagree.
+"""
+
+from __future__ import annotations
+
+import statistics as plain
+from dataclasses import dataclass
+from functools import partial
+
+from hobs_rspar.evidence.cells import Evidence
+from hobs_rspar.evidence.statistics import (
+    Difference,
+    Interval,
+    holm,
+    mean_interval,
+    median_interval,
+    paired_difference,
+)
+
+OURS = "hobs_rspar"
+REFERENCE = "unpruned"
+FAMILY = "hobs_"  # methods that share our criterion: rivals in T1, but no baselines of claim C7
+LATENCY_BATCH = "1"
+THROUGHPUT_BATCH = "64"
+
+
+@dataclass(frozen=True)
+class MethodSummary:
+    """What is known about one method; None where not measured.
+
+    Attributes:
+        top1: test accuracy by seed, percent.
+        accuracy: mean with t interval over seeds, percent.
+        before_recovery: mean validation accuracy after repair, percent.
+        macs_ratio: kept fraction of the dense MACs, mean over seeds.
+        latency: p50 at batch 1, ms; median over cells with bootstrap interval.
+        throughput: images/s at batch 64, median over cells.
+        speedup: dense time / pruned time at batch 64, median over cells with bootstrap interval.
+        energy: J per image, median over cells.
+        versus_reference: paired with ``unpruned`` on common seeds, points.
+        extra_training: images that the method trained on before recovery, mean over seeds.
+        flags: what the benchmark stage found implausible.
+    """
+
+    method: str
+    top1: dict[int, float]
+    accuracy: Interval
+    before_recovery: float
+    macs_ratio: float
+    params_ratio: float
+    latency: Interval | None
+    throughput: float | None
+    speedup: Interval | None
+    energy: float | None
+    versus_reference: Difference | None
+    extra_training: float
+    flags: list[str]
+
+    @property
+    def n(self) -> int:
+        return len(self.top1)
+
+
+@dataclass(frozen=True)
+class Summary:
+    """All methods, and ``hobs_rspar`` against each rival (empty where it is not part of the study).
+
+    Attributes:
+        leads: rival to the paired difference ``hobs_rspar - rival``, points; rivals with at least two common seeds.
+        adjusted: rival to the p-value of its paired t-test, Holm over all of ``leads``.
+    """
+
+    methods: dict[str, MethodSummary]
+    leads: dict[str, Difference]
+    adjusted: dict[str, float]
+
+    @property
+    def baselines(self) -> list[str]:
+        """Rivals that only remove channels of the dense network, by a criterion that is not ours."""
+        return [name for name in self.leads if not name.startswith(FAMILY) and not self.methods[name].extra_training]
+
+    @property
+    def n(self) -> str:
+        """Seeds per method, such as ``5`` or ``3 to 5``."""
+        counts = sorted({summary.n for summary in self.methods.values()})
+        return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+
+
+def summarise(evidence: Evidence) -> Summary:
+    """Summary of every method with a cell."""
+    compare = partial(_difference, evidence)
+    methods = {name: _method(evidence, name, compare) for name in evidence.methods}
+    leads = {}
+    if OURS in methods:
+        rivals = [name for name in methods if name not in (OURS, REFERENCE)]
+        found = {name: compare(methods[OURS].top1, methods[name].top1) for name in rivals}
+        leads = {name: difference for name, difference in found.items() if difference}
+    return Summary(methods, leads, holm({name: lead.p_value for name, lead in leads.items()}))
+
+
+def accuracies(evidence: Evidence, method: str) -> dict[int, float]:
+    """Test top-1 by seed, percent."""
+    return {cell["seed"]: cell["accuracy"]["test"] for cell in evidence.of(method)}
+
+
+def timed_batch(timings: list[dict], batch: str) -> list[dict]:
+    """The entries of one batch size; empty where it was not measured."""
+    return [timing["batches"][batch] for timing in timings if batch in timing["batches"]]
+
+
+def speed_interval(evidence: Evidence, timings: list[dict], batch: str = THROUGHPUT_BATCH) -> Interval | None:
+    """Median speedup over cells; a single cell keeps the interval of its own rounds."""
+    entries = timed_batch(timings, batch)
+    if len(entries) == 1:
+        return Interval(*(entries[0][key] for key in ("speedup", "speedup_lo", "speedup_hi")))
+    return _median(evidence, [entry["speedup"] for entry in entries])
+
+
+def energy_ratio(evidence: Evidence, timings: list[dict]) -> Interval | None:
+    """Dense J / pruned J per image, median over cells."""
+    measured = [timing["energy"] for timing in timings if timing.get("energy")]
+    return _median(evidence, [energy["dense_j"] / energy["pruned_j"] for energy in measured])
+
+
+def mean_over_seeds(evidence: Evidence, values: list[float]) -> Interval:
+    """Mean with t interval; one value has no interval."""
+    if len(values) < 2:
+        return Interval(values[0], None, None)
+    return mean_interval(values, evidence.params.report.confidence)
+
+
+def _median(evidence: Evidence, values: list[float]) -> Interval | None:
+    if len(values) < 2:
+        return Interval(values[0], None, None) if values else None
+    report = evidence.params.report
+    return median_interval(values, report.confidence, report.resamples, report.seed)
+
+
+def _difference(evidence: Evidence, method: dict[int, float], baseline: dict[int, float]) -> Difference | None:
+    common = [seed for seed in method if seed in baseline]
+    if len(common) < 2:
+        return None
+    report = evidence.params.report
+    return paired_difference([method[seed] for seed in common], [baseline[seed] for seed in common],
+                             report.confidence, report.resamples, report.seed)
+
+
+def _method(evidence: Evidence, name: str, compare) -> MethodSummary:
+    cells, timings = evidence.of(name), evidence.timed(name)
+    top1 = accuracies(evidence, name)
+    single = timed_batch(timings, LATENCY_BATCH)
+    throughput = [entry["pruned"]["throughput"] for entry in timed_batch(timings, THROUGHPUT_BATCH)]
+    energy = [timing["energy"]["pruned_j"] for timing in timings if timing.get("energy")]
+    return MethodSummary(
+        method=name,
+        top1=top1,
+        accuracy=mean_over_seeds(evidence, list(top1.values())),
+        before_recovery=plain.fmean(cell["accuracy"]["after_repair"] for cell in cells),
+        macs_ratio=plain.fmean(cell["plan"]["macs_ratio"] for cell in cells),
+        params_ratio=plain.fmean(cell["plan"]["params_ratio"] for cell in cells),
+        latency=_median(evidence, [entry["pruned"]["p50_ms"] for entry in single]),
+        throughput=plain.median(throughput) if throughput else None,
+        speedup=speed_interval(evidence, timings),
+        energy=plain.median(energy) if energy else None,
+        versus_reference=None if name == REFERENCE else compare(top1, accuracies(evidence, REFERENCE)),
+        extra_training=plain.fmean(cell["cost"]["extra_training_images"] for cell in cells),
+        flags=[f"{timing['cell']}: {flag}" for timing in timings for flag in timing.get("flags", [])],
+    )

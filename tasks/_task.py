@@ -1,0 +1,46 @@
+"""What every task shares: the way to the package, errors without a traceback, one writer per checkout."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from datetime import datetime
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+ROOT = Path(__file__).resolve().parents[1]
+FOLDER = Path(".study")  # logs and locks of this checkout, ignored by Git
+sys.path.insert(0, str(ROOT / "pipeline"))
+
+from _stage import run as _run  # noqa: E402  (the line above makes it importable; it makes the package importable)
+
+from hobs_rspar.errors import UserError  # noqa: E402
+
+
+def run(main: Callable[[], None]) -> None:
+    """Runs ``main`` from the repository's root; a UserError becomes one line on stderr and exit status 1."""
+    os.chdir(ROOT)
+    _run(main)
+
+
+@contextmanager
+def only_one(command: str) -> Iterator[None]:
+    """Holds the checkout's lock; the system frees it even when this process is killed.
+
+    Raises:
+        UserError: another process holds it; the message names that process.
+    """
+    FOLDER.mkdir(exist_ok=True)
+    holder = FOLDER / "holder"
+    lock = FileLock(FOLDER / "lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise UserError(f"{holder.read_text()} is already working in this checkout; wait for it, or stop it with "
+                        "Ctrl-C where it runs") from None
+    with lock:
+        holder.write_text(f"'{command}' (process {os.getpid()}, since {datetime.now():%H:%M:%S})")
+        yield

@@ -1,0 +1,94 @@
+"""Cells side by side: one DVC process per cell, as many at once as there are jobs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import time
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import psutil
+from tqdm import tqdm
+
+LOGS = Path(".study/logs")
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A cell that did not finish, and the line of its log that says why."""
+
+    cell: str
+    reason: str
+
+
+def run_cells(command: list[str], cells: dict[str, str], jobs: int) -> list[Failure]:
+    """Runs every cell, given with the pattern of its stages; prints a line per finished one; returns the failed."""
+    failures: list[Failure] = []
+    if not cells:
+        return failures
+    LOGS.mkdir(parents=True, exist_ok=True)
+    progress = Progress(len(cells), jobs)
+    pool = ThreadPoolExecutor(jobs)
+    try:
+        running = {pool.submit(run_cell, command, cell, pattern): cell for cell, pattern in cells.items()}
+        for future in as_completed(running):
+            cell, code = running[future], future.result()
+            if code:
+                failures.append(Failure(cell, reason(cell)))
+            progress.finished(failures[-1].reason if code else closing_line(cell), bool(code), cell)
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+        progress.bar.close()
+    return failures
+
+
+def run_cell(command: list[str], cell: str, pattern: str) -> int:
+    """One DVC process for the whole cell: it starts once, and no two processes share a stage."""
+    with log(cell).open("w") as output:
+        return subprocess.run([*command, pattern], stdout=output, stderr=subprocess.STDOUT, check=False).returncode
+
+
+def stop_workers() -> None:
+    """Ends this process's children and theirs, stages included, and waits for them."""
+    children = psutil.Process().children(recursive=True)
+    for child in children:
+        with suppress(psutil.NoSuchProcess):
+            child.terminate()
+    for child in psutil.wait_procs(children, timeout=10)[1]:
+        child.kill()
+
+
+def log(cell: str) -> Path:
+    return LOGS / f"{cell}.log"
+
+
+def closing_line(cell: str) -> str:
+    """What the cell's last stage said; a cell of which nothing had to run says nothing."""
+    lines = [line for line in log(cell).read_text().splitlines() if f" {cell}: " in line]
+    return lines[-1] if lines else f"{cell}: restored from the cache"
+
+
+def reason(cell: str) -> str:
+    """The line that says why a cell failed: a stage's own error rather than DVC's remark that there was one."""
+    lines = [line for line in log(cell).read_text().splitlines() if line.strip()]
+    said = [line for line in lines if line.startswith("error: ")] or [line for line in lines if "ERROR: " not in line]
+    return f"{(said or lines or ['no message'])[-1].removeprefix('error: ')} ({log(cell)})"
+
+
+class Progress:
+    """A bar on a terminal; everywhere, a line per finished cell with the time that is left."""
+
+    def __init__(self, total: int, jobs: int) -> None:
+        self.total, self.jobs, self.done, self.started = total, jobs, 0, time.monotonic()
+        self.bar = tqdm(total=total, unit="cell", disable=not sys.stderr.isatty(), leave=False)
+
+    def finished(self, line: str, failed: bool, cell: str) -> None:
+        self.done += 1
+        left = (time.monotonic() - self.started) / self.done * (self.total - self.done)
+        mark = f"FAILED {cell}: " if failed else ""
+        self.bar.write(f"[{self.done}/{self.total}, about {left / 60:.1f} min left] {mark}{line}", file=sys.stdout)
+        sys.stdout.flush()
+        self.bar.update()

@@ -1,0 +1,139 @@
+"""Runs the study: ``python tasks/repro.py [--jobs N] [--changed-only]``.
+
+One job is plain ``dvc repro``. With more, what all cells share runs first, then whole cells side by side (one DVC
+process per cell), then everything that must run alone: benchmarks, report. A failed cell leaves the others intact.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import _graph
+from _task import only_one, run
+from _workers import Failure, run_cells, stop_workers
+
+from hobs_rspar import config
+from hobs_rspar.errors import UserError
+from hobs_rspar.paths import Paths
+
+DVC = [sys.executable, "-m", "dvc", "repro"]
+QUIETER = [sys.executable, str(Path(__file__).with_name("_dvc.py")), "--wait-for-lock", "repro"]
+
+
+def main() -> None:
+    options = arguments()
+    params = config.load()
+    if not Path(".git").exists():
+        raise UserError("no Git repository here, and DVC needs one; clone the repository, or 'git init' this copy")
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    started = time.monotonic()
+    with only_one("make repro"):
+        try:
+            failures = reproduce(options.jobs, options.changed_only)
+        except (KeyboardInterrupt, SystemExit):
+            stop_workers()
+            print("\nstopped; what is finished is kept, the same command goes on from here", file=sys.stderr)
+            raise
+    conclude(params, failures, time.monotonic() - started)
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at once (default: number of cores)")
+    parser.add_argument("--changed-only", action="store_true",
+                        help="only what an edit changed, and what that needs; not what is merely missing")
+    options = parser.parse_args()
+    if options.jobs < 1:
+        raise UserError(f"JOBS={options.jobs}: at least one cell must run at a time; JOBS=2 runs two")
+    return options
+
+
+def reproduce(jobs: int, changed_only: bool) -> list[Failure]:
+    """Runs every pending stage in three phases; returns the failed cells."""
+    graph = _graph.read()
+    todo = pending(graph, changed_only)
+    if not todo:
+        print("everything is up to date")
+        return []
+    if jobs == 1 and not changed_only:
+        return serially(graph)
+    before, after = phases(graph)
+    if todo & set(before):
+        dvc_repro([stage for stage in before if stage in todo])
+        graph, todo = reread(changed_only)  # what came out as it was makes nothing after it stale
+    failures = run_cells([*QUIETER, "--single-item", "--glob"], patterns(graph, todo), jobs)
+    if not failures and not changed_only:
+        dvc_repro()
+        return []
+    graph, todo = reread(changed_only)
+    todo -= graph.downstream_of(stage for failure in failures for stage in graph.cells[failure.cell])
+    if todo & set(after):
+        dvc_repro([stage for stage in after if stage in todo])
+    return failures
+
+
+def reread(changed_only: bool) -> tuple[_graph.Graph, set[str]]:
+    graph = _graph.read()
+    return graph, pending(graph, changed_only)
+
+
+def patterns(graph: _graph.Graph, todo: set[str]) -> dict[str, str]:
+    """The cells with stages to run, and a pattern for those stages: DVC reads its files again for every name."""
+    initials = "".join(kind[0] for kind in _graph.CELL_KINDS)
+    return {cell: f"[{initials}]*@{cell}" for cell in cells_of(graph, todo)}
+
+
+def cells_of(graph: _graph.Graph, stages: set[str]) -> list[str]:
+    """The cells that have one of these stages before the benchmark."""
+    return [cell for cell, own in graph.cells.items() if stages & set(own)]
+
+
+def pending(graph: _graph.Graph, changed_only: bool) -> set[str]:
+    changed = graph.changed() if changed_only else set(graph.pending)
+    return graph.with_what_they_need(graph.downstream_of(changed))
+
+
+def phases(graph: _graph.Graph) -> tuple[list[str], list[str]]:
+    """The stages before all cells and those after them; both run alone."""
+    cells = {stage for stages in graph.cells.values() for stage in stages}
+    after = graph.downstream_of(cells) - cells
+    before = [stage for stage in graph.order if stage not in cells | after]
+    return before, [stage for stage in graph.order if stage in after]
+
+
+def serially(graph: _graph.Graph) -> list[Failure]:
+    """Plain ``dvc repro``; afterwards, the cells that are still pending are the failed ones."""
+    if subprocess.run([*DVC, "--keep-going"], check=False).returncode == 0:
+        return []
+    failed = cells_of(graph, set(_graph.read().pending))
+    if not failed:
+        raise UserError("a stage failed (its message is above); repair it and run 'make repro' again")
+    return [Failure(cell, "its message is above") for cell in failed]
+
+
+def dvc_repro(stages: list[str] | None = None) -> None:
+    """Runs just these stages (None: all that are left), one after the other, in one DVC process."""
+    command = QUIETER if stages is None else [*QUIETER, "--single-item", *stages]
+    if subprocess.run(command, check=False).returncode:
+        raise UserError("a stage failed (its message is above); what is finished is kept; repair it and run "
+                        "'make repro' again")
+
+
+def conclude(params: config.Params, failures: list[Failure], seconds: float) -> None:
+    """Says where the results are, or which cells failed and why."""
+    if failures:
+        reasons = "\n".join(f"       {failure.cell}: {failure.reason}" for failure in failures)
+        raise UserError(f"{len(failures)} of {len(params.cells)} cells failed, the others are finished:\n{reasons}\n"
+                        "       repair and run 'make repro' again; only these cells and the report will run")
+    report = Paths.of(params.study).report
+    print(f"{report}/index.html  {report}/tables/T1.md  ({seconds / 60:.1f} min)")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,157 @@
+"""Switches the checkout to a study: ``python tasks/study.py NAME``.
+
+params.yaml becomes configs/default.yaml with what configs/NAME.yaml says instead: sections are merged key by key, a
+list replaces a list, comments stay (an overlay's own comment replaces the default's). The dvc.lock of the study that
+is left is kept in its reports folder, that of the new one comes back from there, so that nothing finished runs again.
+"""
+
+from __future__ import annotations
+
+import io
+import sys
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import yaml
+from _task import FOLDER, only_one, run
+from ruamel.yaml import YAML
+from ruamel.yaml.comments import CommentedMap
+
+from hobs_rspar import config
+from hobs_rspar.errors import UserError, did_you_mean
+
+CONFIGS, PARAMS, LOCK = Path("configs"), Path("params.yaml"), Path("dvc.lock")
+SHARED_STAGES = ("data", "pretrain", "sensitivity")
+
+
+def main() -> None:
+    name = studied(sys.argv[1:])
+    with only_one(f"make study STUDY={name}"):
+        text = composed(name)
+        validate(name, text)
+        before = current_study()
+        keep_edits(before)
+        swap_lock(before, name)
+        PARAMS.write_text(text)
+    print(f"params.yaml is the study '{name}' (configs/{name}.yaml); 'make preview' shows it, 'make repro' runs it")
+
+
+def studied(arguments: list[str]) -> str:
+    """The study's name on the command line.
+
+    Raises:
+        UserError: there is none, or no such file in configs/.
+    """
+    names = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
+    if len(arguments) != 1:
+        raise UserError(f"say which study: make study STUDY=toy. Studies: {', '.join(names)}")
+    if arguments[0] not in names:
+        raise UserError(f"there is no study '{arguments[0]}'.{did_you_mean(arguments[0], names)} Studies: "
+                        f"{', '.join(names)}; a new one is a file configs/{arguments[0]}.yaml with the keys that "
+                        "differ from configs/default.yaml")
+    return arguments[0]
+
+
+def composed(name: str) -> str:
+    """The text of params.yaml for a study."""
+    default = CONFIGS / "default.yaml"
+    if name == "default":
+        return default.read_text()
+    reader, overlay_text = round_trip(), (CONFIGS / f"{name}.yaml").read_text()
+    base, overlay = reader.load(default.read_text()), reader.load(overlay_text)
+    if not isinstance(overlay, CommentedMap):
+        raise UserError(f"configs/{name}.yaml must hold sections of params.yaml, such as 'study:' with keys under it")
+    merge(base, overlay)
+    base["study"]["name"] = name
+    base.ca.comment = None
+    text = io.StringIO()
+    reader.dump(base, text)
+    about = "".join(takewhile(lambda line: line.startswith("#"), overlay_text.splitlines(keepends=True)))
+    origin = f"# Written by 'make study STUDY={name}' from configs/default.yaml and configs/{name}.yaml.\n"
+    return about + origin + text.getvalue()
+
+
+def round_trip() -> YAML:
+    """A reader and writer that keeps comments and writes in the style of configs/default.yaml."""
+    yaml_ = YAML()
+    yaml_.indent(mapping=2, sequence=4, offset=2)
+    yaml_.width = 120
+    yaml_.preserve_quotes = True
+    yaml_.representer.add_representer(type(None), lambda it, _: it.represent_scalar("tag:yaml.org,2002:null", "null"))
+    return yaml_
+
+
+def merge(base: CommentedMap, overlay: CommentedMap) -> None:
+    """Takes over every key of the overlay; sections are merged, everything else is replaced."""
+    for key, value in overlay.items():
+        if isinstance(value, CommentedMap) and isinstance(base.get(key), CommentedMap) and value:
+            merge(base[key], value)
+            continue
+        base[key] = value
+        if key in overlay.ca.items:
+            base.ca.items[key] = overlay.ca.items[key]
+
+
+def validate(name: str, text: str) -> None:
+    """Raises the error of the params that would be written, before they are."""
+    candidate = FOLDER / "candidate.yaml"
+    candidate.write_text(text)
+    try:
+        config.load(candidate)
+    except UserError as error:
+        raise UserError(str(error).replace(str(candidate), f"configs/{name}.yaml")) from None
+    finally:
+        candidate.unlink()
+
+
+def current_study() -> str | None:
+    """The name in params.yaml; None where that file is missing or broken: then there is nothing to keep."""
+    try:
+        return yaml.safe_load(PARAMS.read_text())["study"]["name"]
+    except (OSError, yaml.YAMLError, KeyError, TypeError):
+        return None
+
+
+def keep_edits(before: str | None) -> None:
+    """Copies a params.yaml that was edited by hand aside, before it is overwritten."""
+    if before is None:
+        return
+    edited = differences(yaml.safe_load(composed(before)) if (CONFIGS / f"{before}.yaml").exists() else {},
+                         yaml.safe_load(PARAMS.read_text()))
+    if edited:
+        kept = FOLDER / f"params-{before}.yaml"
+        kept.write_text(PARAMS.read_text())
+        print(f"params.yaml had your edits ({', '.join(edited[:5])}); they are kept in {kept}")
+
+
+def differences(a: Any, b: Any, key: str = "") -> list[str]:
+    """Dotted names of the keys whose values differ."""
+    if not (isinstance(a, dict) and isinstance(b, dict)):
+        return [] if a == b else [key]
+    names = dict.fromkeys([*a, *b])
+    return [found for name in names for found in differences(a.get(name), b.get(name), f"{key}.{name}".lstrip("."))]
+
+
+def swap_lock(before: str | None, name: str) -> None:
+    """Keeps the old study's dvc.lock and brings back the new one's.
+
+    A study without one keeps the entries of the stages that studies share: DVC itself finds out whether they fit.
+    """
+    if before == name:
+        return
+    if before and LOCK.exists():
+        kept = Path("reports") / before / "dvc.lock"
+        kept.parent.mkdir(parents=True, exist_ok=True)
+        kept.write_bytes(LOCK.read_bytes())
+    saved = Path("reports") / name / "dvc.lock"
+    if saved.exists():
+        LOCK.write_bytes(saved.read_bytes())
+    elif LOCK.exists():
+        lock = yaml.safe_load(LOCK.read_text())
+        stages = {stage: entry for stage, entry in lock["stages"].items() if stage in SHARED_STAGES}
+        LOCK.write_text(yaml.safe_dump({**lock, "stages": stages}, sort_keys=False))
+
+
+if __name__ == "__main__":
+    run(main)

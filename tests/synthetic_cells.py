@@ -1,0 +1,142 @@
+"""Invented cells, in the form that the benchmark stage writes, for tests of the report. Not measurements."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import yaml
+
+ROOT = Path(__file__).resolve().parents[1]
+METHODS = ("unpruned", "random", "l1", "l2_global", "taylor_oneshot", "depgraph_seed", "hobs_uniform", "hobs_rspar")
+SEEDS = (42, 2024, 10086, 520, 1314)
+GROUPS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.1.conv1": 16, "layer1.2.conv1": 16, "layer2.0.conv1": 32,
+          "layer2.0.conv2": 32, "layer2.1.conv1": 32, "layer2.2.conv1": 32, "layer3.0.conv1": 64,
+          "layer3.0.conv2": 64, "layer3.1.conv1": 64, "layer3.2.conv1": 64}
+TOP1 = {"unpruned": 93.4, "random": 90.2, "l1": 91.1, "l2_global": 90.8, "taylor_oneshot": 91.6, "depgraph_seed": 91.3,
+        "hobs_uniform": 91.9, "hobs_rspar": 92.4}
+BEFORE = {"unpruned": 93.5, "random": 14.0, "l1": 22.0, "l2_global": 19.0, "taylor_oneshot": 41.0,
+          "depgraph_seed": 30.0, "hobs_uniform": 72.0, "hobs_rspar": 81.0}
+IMAGES = 2000
+DENSE = {"macs": 31_000_000, "params": 270_000, "top1_test": 93.3, "top1_validation": 93.6}
+PLATFORM = "test_cpu"
+
+
+def make_study(folder: Path, methods=METHODS, seeds=SEEDS, name: str = "default", **study) -> Path:
+    """Writes params.yaml, cells, timings, dense.json and scores.json of a whole invented study into ``folder``."""
+    params = yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())
+    params["study"] |= {"name": name, "dataset": "fashion_mnist", "network": "resnet20", "methods": list(methods),
+                        "seeds": list(seeds), "margin_points": 0.17,
+                        "budget": {"macs": 0.26, "latency_ms": None, "latency_ratio": None}} | study
+    params["benchmark"] |= {"platform": None, "batch_sizes": [1, 64]}
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    dense = folder / "artifacts" / "dense" / "fashion_mnist_resnet20"
+    write(dense / "dense.json", {"network": "resnet20", "dataset": "fashion_mnist", "classes": 10, "epochs": 11,
+                                 "top5_test": 99.8, **DENSE})
+    write(dense / "scores.json", scores())
+    for method in methods:
+        for seed in seeds:
+            make_cell(folder, method, seed, name)
+    return folder
+
+
+def make_cell(folder: Path, method: str, seed: int, name: str = "default") -> None:
+    """Writes one cell and its timing."""
+    generator = np.random.default_rng([seed, METHODS.index(method)])
+    report = folder / "reports" / name
+    key = f"{method}-{seed}"
+    write(report / "cells" / f"{key}.json", cell(method, seed, name, generator))
+    write(report / "platforms" / PLATFORM / f"{key}.json", timing(key, method, generator))
+
+
+def write(file: Path, content: dict) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(content, indent=1))
+
+
+def edit(file: Path, change) -> None:
+    """Applies ``change`` to the content of a JSON file."""
+    content = json.loads(file.read_text())
+    change(content)
+    write(file, content)
+
+
+def scores() -> dict:
+    """scores.json with decaying H-OBS scores."""
+    generator = np.random.default_rng(0)
+    groups = [{"name": group, "channels": width, "macs_share": 1 / len(GROUPS),
+               "scores": {"hobs": (generator.exponential(size=width) ** 3 * 0.1 / width).tolist(),
+                          "l1": generator.random(width).tolist()}}
+              for group, width in GROUPS.items()]
+    return {"groups": groups}
+
+
+def cell(method: str, seed: int, name: str, generator) -> dict:
+    """One cell as in reports/<study>/cells/."""
+    # The same images are hard for every method, as in a real study.
+    hardness = np.random.default_rng(7).random(IMAGES) + generator.normal(0, 0.004, IMAGES)
+    correct = hardness < (TOP1[method] + generator.normal(0, 0.1)) / 100
+    test, before = 100 * float(correct.mean()), BEFORE[method] + float(generator.normal(0, 1.5))
+    ratio = 1.0 if method == "unpruned" else 0.26 + float(generator.uniform(-0.002, 0.002))
+    history = [{"epoch": epoch, "images": 53_000 * epoch, "train_loss": 0.3 / epoch, "validation_loss": 0.25,
+                "validation_top1": TOP1[method] - 2 + epoch} for epoch in (1, 2)]
+    search = _search(generator) if method == "hobs_rspar" else None
+    return {
+        "cell": f"{method}-{seed}", "method": method, "seed": seed, "study": name, "dataset": "fashion_mnist",
+        "network": "resnet20", "budget": {"macs": 0.26}, "dense": DENSE,
+        "plan": {"macs": round(31e6 * ratio), "params": round(27e4 * ratio), "macs_ratio": ratio,
+                 "params_ratio": ratio, "decided_by": "ppo" if search else "uniform", "digest": "0" * 64,
+                 "groups": _groups(method, generator)},
+        "accuracy": {"before_repair": before - 5, "after_repair": before, "validation": test + 0.2, "test": test,
+                     "test_top5": 99.5},
+        "reconstruction_error": 0.1, "repair": "none", "test_images": IMAGES,
+        "correct": base64.b64encode(np.packbits(correct).tobytes()).decode(), "history": history, "search": search,
+        "cost": {"training_images": 106_000, "extra_training_images": 0,
+                 "search_evaluations": 192 if search else 0, "search_images": 196_608 if search else 0,
+                 "seconds": {"allocate": 8.0 if search else 0.5, "prune": 1.0, "finetune": 60.0}},
+        "inputs": "0" * 64}
+
+
+def timing(key: str, method: str, generator) -> dict:
+    """One timing as in reports/<study>/platforms/<platform>/."""
+    speed = 1.0 if method == "unpruned" else 2.9 + 0.05 * METHODS.index(method) + float(generator.normal(0, 0.03))
+    batches = {}
+    for size, milliseconds in (("1", 1.9), ("64", 60.0)):
+        gain = speed if size == "64" else 1 + (speed - 1) / 3
+        batches[size] = {"dense": _times(milliseconds, int(size)), "pruned": _times(milliseconds / gain, int(size)),
+                         "speedup": gain, "speedup_lo": gain * 0.98, "speedup_hi": gain * 1.02}
+    return {"cell": key, "platform": PLATFORM,
+            "fingerprint": {"device": "Test CPU @ 2.1 GHz", "torch": "2.13.0+cpu", "threads": 1, "os": "Linux"},
+            "conditions": {"mode": "eager", "dtype": "fp32", "layout": "channels_last", "threads": 1,
+                           "batchnorm": "as trained"},
+            "batches": batches, "peak_memory_mb": {"dense": 40.0, "pruned": 30.0}, "energy": None,
+            "energy_reason": "not measured: no RAPL counter on this machine",
+            "power_reason": "not measured: no counter",
+            "bounds": {"lo": 1.0, "hi": 3.9}, "flags": []}
+
+
+def _times(milliseconds: float, size: int) -> dict:
+    return {"p50_ms": milliseconds, "p90_ms": 1.1 * milliseconds, "p99_ms": 1.3 * milliseconds,
+            "mean_ms": 1.02 * milliseconds, "std_ms": 0.05 * milliseconds, "throughput": 1000 * size / milliseconds,
+            "iterations": 100}
+
+
+def _groups(method: str, generator) -> list[dict]:
+    def kept(width: int) -> int:
+        if method == "unpruned":
+            return width
+        varied = method in ("hobs_rspar", "l2_global", "taylor_oneshot")
+        return max(2, round(width * (generator.uniform(0.2, 0.9) if varied else 0.5)))
+    return [{"name": group, "channels": width, "kept_count": kept(width), "reason": "invented"}
+            for group, width in GROUPS.items()]
+
+
+def _search(generator) -> dict:
+    progress = 1 - np.exp(-np.arange(192) / 60)
+    drops = 0.6 - 0.4 * progress + generator.normal(0, 0.05, 192)
+    episodes = [{"episode": episode + 1, "reward": -float(drop) - 0.005, "accuracy_drop": float(drop), "penalty": 0.4,
+                 "lambda": float(0.01 * np.exp(-2.5 * drop)), "raw_macs_ratio": 0.35, "macs_ratio": 0.26}
+                for episode, drop in enumerate(drops)]
+    return {"evaluations": 192, "images": 196_608, "chosen": "best episode", "episodes": episodes}

@@ -1,0 +1,281 @@
+"""The report stage on invented cells: files, columns, determinism, incomplete studies, refusals."""
+
+import csv
+import io
+import json
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from scipy import stats
+from synthetic_cells import GROUPS, METHODS, PLATFORM, ROOT, SEEDS, edit, make_study
+
+from hobs_rspar.config import load
+from hobs_rspar.errors import UserError
+from hobs_rspar.evidence import readme
+from hobs_rspar.evidence.figures import FIGURES
+from hobs_rspar.evidence.outcome_figures import apart, clusters
+from hobs_rspar.evidence.report import write
+
+T1 = ["method", "n", "top1", "top1_lo", "top1_hi", "top1_before_recovery", "macs_ratio", "params_ratio", "latency_ms",
+      "throughput", "energy_j", "speedup", "delta_vs_dense", "p_adjusted"]
+CLAIMS = ["claim", "published", "goal", "measured", "lo", "hi", "unit", "verdict", "conditions"]
+README = f"# Title\n\n{readme.BEGIN}\nold\n{readme.END}\n\nafter\n"
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    """A complete study and its report, written once; tests must not change it."""
+    folder = make_study(tmp_path_factory.mktemp("study"))
+    (folder / "README.md").write_text(README)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        line = write(load())
+    return folder / "reports" / "default", line
+
+
+@pytest.fixture
+def study(report, tmp_path, monkeypatch):
+    """A copy that a test may change, as the current folder."""
+    shutil.copytree(report[0].parents[1], tmp_path / "copy")
+    monkeypatch.chdir(tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def rows(path: Path) -> list[dict]:
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def cells_of(folder: Path, method: str) -> list[dict]:
+    return [json.loads((folder / "cells" / f"{method}-{seed}.json").read_text()) for seed in SEEDS]
+
+
+def test_closing_line(report):
+    assert report[1] == ("report default: 40 of 40 cells, tables and figures in reports/default/, "
+                         "open reports/default/index.html")
+
+
+def test_columns_are_exactly_those_of_the_evidence_document(report):
+    assert list(rows(report[0] / "tables/T1.csv")[0]) == T1
+    assert list(rows(report[0] / "tables/claims.csv")[0]) == CLAIMS
+    assert [row["claim"] for row in rows(report[0] / "tables/claims.csv")] == [f"C{n}" for n in range(1, 9)]
+
+
+def test_t1_equals_scipy(report):
+    table = {row["method"]: row for row in rows(report[0] / "tables/T1.csv")}
+    top1 = {method: [cell["accuracy"]["test"] for cell in cells_of(report[0], method)] for method in METHODS}
+    raw = {name: stats.ttest_rel(top1["hobs_rspar"], values).pvalue
+           for name, values in top1.items() if name not in ("hobs_rspar", "unpruned")}
+    ranked, floor = sorted(raw, key=raw.get), 0.0
+    for step, name in enumerate(ranked):
+        floor = max(floor, min(1.0, raw[name] * (len(raw) - step)))
+        assert float(table[name]["p_adjusted"]) == pytest.approx(floor, rel=1e-3)
+    for method, values in top1.items():
+        lo, hi = stats.t.interval(0.95, 4, loc=np.mean(values), scale=stats.sem(values))
+        found = [float(table[method][key]) for key in ("top1", "top1_lo", "top1_hi")]
+        assert found == pytest.approx([np.mean(values), lo, hi], abs=1e-4)
+    delta = np.mean(np.subtract(top1["l1"], top1["unpruned"]))
+    assert float(table["l1"]["delta_vs_dense"]) == pytest.approx(delta, abs=1e-4)
+    assert table["unpruned"]["delta_vs_dense"] == table["hobs_rspar"]["p_adjusted"] == table["l1"]["energy_j"] == ""
+
+
+def test_t1_timings_are_medians_over_cells(report):
+    row = next(row for row in rows(report[0] / "tables/T1.csv") if row["method"] == "l1")
+    seen = [json.loads((report[0] / "platforms" / PLATFORM / f"l1-{seed}.json").read_text())["batches"]
+            for seed in SEEDS]
+    assert float(row["latency_ms"]) == pytest.approx(np.median([b["1"]["pruned"]["p50_ms"] for b in seen]), abs=1e-3)
+    assert float(row["speedup"]) == pytest.approx(np.median([b["64"]["speedup"] for b in seen]), abs=1e-3)
+
+
+def test_verdicts_follow_from_the_numbers(report):
+    claims = {row["claim"]: row for row in rows(report[0] / "tables/claims.csv")}
+    for name in ("C1", "C2", "C3", "C8"):
+        assert claims[name]["verdict"].startswith("not measured: its experiment") and claims[name]["measured"] == ""
+    assert claims["C5"]["verdict"] == "not measured: no RAPL counter on this machine"
+    speed = claims["C4"]
+    assert speed["verdict"] == ("holds" if float(speed["lo"]) >= 3.1 else "does not hold")
+    assert claims["C6"]["verdict"] == "does not hold" and float(claims["C6"]["lo"]) < -0.17
+    leads = {row["rival"]: row for row in rows(report[0] / "figures/paired_differences.csv")}
+    baselines = [name for name in METHODS if name not in ("unpruned", "hobs_uniform", "hobs_rspar")]
+    weakest = min(baselines, key=lambda name: float(leads[name]["difference"]))
+    assert float(claims["C7"]["measured"]) == pytest.approx(float(leads[weakest]["difference"]), abs=1e-4)
+    assert f"smallest lead over {weakest} of 5 baselines" in claims["C7"]["conditions"]
+    ahead = all(float(leads[name]["difference"]) > 0 and float(leads[name]["p_adjusted"]) < 0.05 for name in baselines)
+    assert claims["C7"]["verdict"] == ("holds" if ahead else "does not hold")
+
+
+def test_t10_and_t16(report):
+    ratios = {row["method"]: row for row in rows(report[0] / "tables/T10.csv")}
+    kept = [group["kept_count"] for cell in cells_of(report[0], "hobs_rspar") for group in cell["plan"]["groups"]
+            if group["name"] == "conv1"]
+    assert float(ratios["hobs_rspar"]["conv1"]) == pytest.approx(np.mean(kept) / GROUPS["conv1"], abs=1e-4)
+    runs = [row for row in rows(report[0] / "tables/T16.csv") if row["method"] == "random"]
+    assert [row["seed"] for row in runs] == [*map(str, SEEDS), "mean", "sd"]
+    values = [float(row["top1"]) for row in runs[:5]]
+    assert float(runs[6]["top1"]) == pytest.approx(np.std(values, ddof=1), abs=1e-3)
+
+
+def test_metrics_are_a_few_rows_per_method(report):
+    metrics = json.loads((report[0] / "metrics.json").read_text())
+    assert metrics["dense"] == {"top1": 93.3} and metrics["study"] == {"cells": 40, "missing": []}
+    assert list(metrics) == ["dense", *METHODS, "study"]
+    assert set(metrics["l1"]) == {"top1", "macs_ratio", "speedup", "delta_vs_dense"}
+
+
+def test_markdown_and_latex_are_well_formed(report):
+    for name in ("T1", "T10", "T16", "claims"):
+        lines = [line for line in (report[0] / "tables" / f"{name}.md").read_text().splitlines() if line[:1] == "|"]
+        assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1 and re.match(r"[|\- :]+$", lines[1])
+        latex = (report[0] / "tables" / f"{name}.tex").read_text()
+        body = [line for line in latex.splitlines() if line.endswith(r"\\")]
+        assert len({len(re.findall(r"(?<!\\)&", line)) for line in body}) == 1
+        assert all(part in latex for part in (r"\toprule", r"\midrule", r"\bottomrule", r"\end{tabular}"))
+        assert all(line.isascii() for line in body) and not any(re.search(r"(?<!\\)[%#_]", line) for line in body)
+
+
+def test_page_is_one_file_without_requests(report):
+    page = (report[0] / "index.html").read_text()
+    assert "http://" not in page and "https://" not in page and "<script" not in page and "@import" not in page
+    sources = re.findall(r'(?:src|href)="([^"]+)"', page)
+    local = [source for source in sources if not source.startswith(("data:", "#"))]
+    assert local and all((report[0] / source).is_file() for source in local)
+    assert page.count("<figure") == len(FIGURES) == page.count("data:image/svg+xml;base64,")
+    assert page.index('id="claims"') < page.index('id="T1"') < page.index('id="figures"') < page.index('id="T10"')
+    assert "Not drawn" not in page and "/tmp" not in page
+
+
+def test_figures_have_svg_png_and_data(report):
+    for name, _, _ in FIGURES:
+        svg = (report[0] / "figures" / f"{name}.svg").read_text()
+        assert "<dc:date>" not in svg
+        assert (report[0] / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+        assert len(rows(report[0] / "figures" / f"{name}.csv")) > 1
+
+
+def test_dvc_plots_data(report):
+    assert list(rows(report[0] / "plots/recovery.csv")[0]) == ["epoch", *METHODS]
+    assert len(rows(report[0] / "plots/accuracy.csv")) == 40
+
+
+def test_second_run_writes_the_same_bytes_and_removes_what_is_stale(study):
+    folder = study / "reports" / "default"
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    (folder / "figures" / "old.svg").write_text("left by an earlier version")
+    write(load())
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_readme_block_equals_the_report(report, study):
+    text = (study / "README.md").read_text()
+    assert text.startswith("# Title\n\n") and text.endswith(f"{readme.END}\n\nafter\n") and "old" not in text
+    assert readme.is_current("README.md", "reports/default") and not readme.update("README.md", "reports/default")
+    assert "| hobs_rspar | " in text and "n = 5 seeds" in text and "Test CPU" in text
+    (study / "README.md").write_text(text.replace("hobs_rspar", "mine", 1))
+    assert not readme.is_current("README.md", "reports/default")
+    (study / "README.md").write_text("no markers")
+    with pytest.raises(UserError, match="results:begin"):
+        readme.update("README.md", "reports/default")
+
+
+def test_incomplete_study_is_reported_as_such(study, capsys):
+    for cell in ("l1-42", "hobs_rspar-520"):
+        (study / "reports/default/cells" / f"{cell}.json").unlink()
+    (study / "reports/default/cells/gone-1.json").write_text("{}")
+    assert "38 of 40 cells" in write(load())
+    warnings = capsys.readouterr().err
+    assert "l1-42" in warnings and "gone-1.json" in warnings
+    assert json.loads((study / "reports/default/metrics.json").read_text())["study"] == {
+        "cells": 38, "missing": ["l1-42", "hobs_rspar-520"]}
+    page = (study / "reports/default/index.html").read_text()
+    assert "This study is incomplete" in page and "n = 4 to 5 seeds" in page and "l1-42, hobs_rspar-520" in page
+    table = {row["method"]: row for row in rows(study / "reports/default/tables/T1.csv")}
+    assert (table["l1"]["n"], table["random"]["n"]) == ("4", "5")
+
+
+def test_one_seed_gives_no_intervals_and_no_p(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_study(tmp_path, methods=METHODS[-3:], seeds=SEEDS[:1], name="toy"))
+    write(load())
+    table = rows(tmp_path / "reports/toy/tables/T1.csv")
+    assert all(row["top1_lo"] == row["p_adjusted"] == row["delta_vs_dense"] == "" for row in table)
+    claims = {row["claim"]: row["verdict"] for row in rows(tmp_path / "reports/toy/tables/claims.csv")}
+    assert claims["C6"].startswith("not measured: unpruned is not among study.methods")
+    assert "2 seeds would do" in claims["C7"] and claims["C4"] in ("holds", "does not hold")
+    page = (tmp_path / "reports/toy/index.html").read_text()
+    assert "Not drawn: hobs_rspar shares two seeds with no other method" in page
+
+
+def test_without_timings_scores_or_our_method_the_report_says_why(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_study(tmp_path, methods=METHODS[:2], seeds=SEEDS[:2], name="toy"))
+    shutil.rmtree(tmp_path / "reports/toy/platforms")
+    (tmp_path / "artifacts/dense/fashion_mnist_resnet20/scores.json").unlink()
+    write(load())
+    page = (tmp_path / "reports/toy/index.html").read_text()
+    for reason in ("no cell has a timing at batch 1", "scores.json is absent", "keeps a search history"):
+        assert reason in page
+    assert not (tmp_path / "reports/toy/figures/accuracy_latency.svg").exists()
+    claims = rows(tmp_path / "reports/toy/tables/claims.csv")
+    assert claims[3]["verdict"] == "not measured: hobs_rspar is not among study.methods"
+
+
+def timing_of(cell: str) -> Path:
+    return Path("reports/default/platforms") / PLATFORM / f"{cell}.json"
+
+
+def second_platform(study: Path) -> None:
+    folder = study / "reports/default/platforms"
+    shutil.copytree(folder / PLATFORM, folder / "other_gpu")
+
+
+@pytest.mark.parametrize(("spoil", "message"), [
+    (lambda study: shutil.rmtree(study / "reports/default/cells"), "none of the 40 cells.*dvc repro"),
+    (lambda study: edit(timing_of("l1-42"), lambda t: t["fingerprint"].update(device="X")), "device differs.*l1-42"),
+    (lambda study: edit(timing_of("l1-42"), lambda t: t["fingerprint"].update(threads=2)), "threads differs"),
+    (lambda study: edit(timing_of("l1-42"), lambda t: t["fingerprint"].update(torch="2.11.0")), "torch differs"),
+    (second_platform, r"2 platforms \(other_gpu, test_cpu\); set benchmark.platform"),
+    (lambda study: (study / "reports/default/cells/l1-42.json").write_text('{"cell": '), "42.json is not valid JSON"),
+    (lambda study: edit(study / "reports/default/cells/l1-42.json", lambda c: c.pop("plan")), "has no 'plan'"),
+    (lambda study: edit(study / "reports/default/cells/l1-42.json", lambda c: c.update(budget={"macs": 0.5})),
+     "budget is {'macs': 0.5}, but params.yaml says {'macs': 0.26}"),
+    (lambda study: edit(study / "reports/default/cells/l1-42.json", lambda c: c["dense"].update(top1_test=90.0)),
+     "2 different dense networks.*l1-42"),
+])
+def test_refusals_name_the_file_and_leave_the_old_report(study, spoil, message):
+    before = (study / "reports/default/index.html").read_bytes()
+    spoil(study)
+    with pytest.raises(UserError, match=message):
+        write(load())
+    assert (study / "reports/default/index.html").read_bytes() == before
+
+
+def test_platform_named_in_params(study):
+    second_platform(study)
+    text = (study / "params.yaml").read_text()
+    (study / "params.yaml").write_text(text.replace("platform: null", f"platform: {PLATFORM}"))
+    assert "40 of 40" in write(load())
+    (study / "params.yaml").write_text(text.replace("platform: null", "platform: mars"))
+    with pytest.raises(UserError, match="benchmark.platform is 'mars'.*other_gpu, test_cpu"):
+        write(load())
+
+
+def test_stage_script_reports_without_torch_and_without_traceback(study):
+    script = str(ROOT / "pipeline" / "report.py")
+    code = f"import runpy, sys; runpy.run_path({script!r}, run_name='__main__'); assert 'torch' not in sys.modules"
+    done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'pipeline')!r}); {code}"],
+                          capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    shutil.rmtree(study / "reports/default/cells")
+    done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
+    assert done.returncode == 1 and done.stderr.startswith("error: reports/default/cells/")
+    assert "Traceback" not in done.stderr
+
+
+def test_points_at_equal_cost_are_set_apart_by_little():
+    costs = {"a": 0.26, "b": 0.26, "c": 0.2601, "d": 1.0}
+    assert clusters(costs, 0.05) == [["a", "b", "c"], ["d"]]
+    places = list(apart(costs, ["a", "b", "c"]).values())
+    assert min(np.diff(places)) > 1e-4 and max(abs(np.array(places) - 0.26)) < 1e-3
+    assert apart(costs, ["d"]) == {"d": 1.0}
