@@ -4,8 +4,8 @@ import json
 import time
 
 import torch
-from _stage import cell_arguments, record_seconds, run
 
+from _stage import cell_arguments, record_seconds, run
 from hobs_rspar import checkpoint, config
 from hobs_rspar.coupling import Groups
 from hobs_rspar.device import resolve_device

@@ -9,7 +9,6 @@ import time
 from pathlib import Path
 
 from _stage import cell_arguments, run
-
 from hobs_rspar import checkpoint, config, cost
 from hobs_rspar.device import resolve_device
 from hobs_rspar.errors import UserError

@@ -1,7 +1,6 @@
 """Stage data: fetches the data set, checks it, and writes its splits to data/<dataset>/."""
 
 from _stage import run
-
 from hobs_rspar import config, data, sources
 from hobs_rspar.paths import Paths
 

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import numpy as np
-from _stage import cell_arguments, record_seconds, run
 
+from _stage import cell_arguments, record_seconds, run
 from hobs_rspar import checkpoint, config, data, resume, training
 from hobs_rspar.device import resolve_device
 from hobs_rspar.paths import Paths

@@ -6,7 +6,6 @@ Otherwise it writes the constant {"measured": false}, so that plans do not depen
 import time
 
 from _stage import run
-
 from hobs_rspar import checkpoint, config
 from hobs_rspar.device import resolve_device
 from hobs_rspar.hardware import platform, timing

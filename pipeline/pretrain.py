@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 from _stage import run
-
 from hobs_rspar import checkpoint, config, cost, data, networks, resume, training
 from hobs_rspar.device import resolve_device
 from hobs_rspar.errors import UserError

@@ -4,8 +4,8 @@ import json
 import time
 
 import torch
-from _stage import cell_arguments, record_seconds, run
 
+from _stage import cell_arguments, record_seconds, run
 from hobs_rspar import checkpoint, config, cost, data, surgery
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature import repair
@@ -34,23 +34,20 @@ def main() -> None:
     pruned = surgery.remove(dense, spec.example(), plan)
     counted = check_budget(pruned, dense, spec, plan, params.allocation.tolerance)
 
-    dense, pruned = dense.to(device), pruned.to(device)
+    dense, pruned = (network.to(device, memory_format=torch.channels_last) for network in (dense, pruned))
     validation = data.load(paths.data, "validation", device)
     calibration = data.load(paths.data, "calibration", device).first(params.prune.images)
-    found = measure(pruned, dense, groups, plan, validation, "before_repair")
-    if plan.repair == "least_squares":
-        repair.least_squares(pruned, dense, groups, plan.kept, calibration, params.prune,
-                             generator(seed, "prune", method))
-    elif plan.repair == "batchnorm":
-        repair.reestimate_batchnorm(pruned, calibration)
-    found |= measure(pruned, dense, groups, plan, validation, "after_repair")
+    before = measure(pruned, dense, groups, plan, validation)
+    repair.carry_out(plan, pruned, dense, groups, calibration, params.prune, generator(seed, "prune", method))
+    after = before if plan.repair == "none" else measure(pruned, dense, groups, plan, validation)
 
     checkpoint.save(folder / "pruned.safetensors", pruned, spec)
-    found |= counted | {"repair": plan.repair}
+    found = counted | {"repair": plan.repair, "top1_before_repair": before[0], "top1_after_repair": after[0],
+                       "reconstruction_error_before_repair": before[1], "reconstruction_error": after[1]}
     (folder / "prune.json").write_text(json.dumps(found, indent=1) + "\n")
     seconds = record_seconds(paths.cost(cell, "prune"), started)
     print(f"prune {cell}: kept {counted['macs_ratio']:.4f} of MACs, {counted['params_ratio']:.3f} of parameters; "
-          f"validation top-1 {found['top1_before_repair']:.1f} % cut, {found['top1_after_repair']:.1f} % repaired "
+          f"validation top-1 {before[0]:.1f} % cut, {after[0]:.1f} % repaired "
           f"({plan.repair}), {seconds:.0f} s")
 
 
@@ -61,19 +58,18 @@ def check_budget(pruned, dense, spec, plan: PruningPlan, tolerance: float) -> di
     if after.macs != plan.macs or (plan.method != "unpruned" and abs(ratio - budget) > tolerance * budget + 1e-12):
         widest = max(plan.groups, key=lambda group: len(group.kept) / group.channels)
         raise UserError(f"prune {plan.method}-{plan.seed}: {ratio:.4f}x MACs remain, the plan says "
-                        f"{plan.macs_ratio:.4f}x, the budget {budget:g}x +-{tolerance:.0%}; widest group: {widest.name} "
-                        f"({len(widest.kept)} of {widest.channels}). Allocate again")
+                        f"{plan.macs_ratio:.4f}x, the budget {budget:g}x +-{tolerance:.0%}; widest group: "
+                        f"{widest.name} ({len(widest.kept)} of {widest.channels}). Allocate again")
     return {"macs": after.macs, "params": after.params, "macs_ratio": ratio,
             "params_ratio": after.params / before.params}
 
 
-def measure(pruned, dense, groups, plan: PruningPlan, validation, when: str) -> dict:
-    """Validation accuracy and reconstruction error, in fp32."""
+def measure(pruned, dense, groups, plan: PruningPlan, validation) -> tuple[float, float]:
+    """Validation accuracy in percent and reconstruction error, in fp32."""
     top1 = accuracy(logits(pruned, validation), validation.labels)
     error = repair.reconstruction_error(pruned, dense, groups, plan.kept, validation.first(HELD_OUT), 32,
                                         generator(plan.seed, "prune/error"))
-    name = "reconstruction_error" if when == "after_repair" else f"reconstruction_error_{when}"
-    return {f"top1_{when}": top1, name: error}
+    return top1, error
 
 
 if __name__ == "__main__":

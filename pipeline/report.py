@@ -1,7 +1,6 @@
 """Report: reads the cells that params name and writes metrics, tables, figures and the page (no torch)."""
 
 from _stage import run
-
 from hobs_rspar.config import load
 from hobs_rspar.evidence.report import write
 

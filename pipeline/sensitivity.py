@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 
 import torch
-from _stage import run
 
+from _stage import run
 from hobs_rspar import checkpoint, config, data
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature import statistics

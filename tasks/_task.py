@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(".study")  # logs and locks of this checkout, ignored by Git
+FAILED = FOLDER / "failed.json"
 sys.path.insert(0, str(ROOT / "pipeline"))
 
 from _stage import run as _run  # noqa: E402  (the line above makes it importable; it makes the package importable)
@@ -24,6 +25,18 @@ def run(main: Callable[[], None]) -> None:
     """Runs ``main`` from the repository's root; a UserError becomes one line on stderr and exit status 1."""
     os.chdir(ROOT)
     _run(main)
+
+
+def check_options(params) -> None:
+    """Checks every method's options before anything expensive begins; loads the methods, which takes two seconds.
+
+    Raises:
+        UserError: an option has the wrong type or is out of range.
+    """
+    from hobs_rspar.methods import _registry
+
+    for name in params.study.methods:
+        _registry.options(name, params.methods[name])
 
 
 @contextmanager

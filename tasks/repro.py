@@ -7,6 +7,7 @@ process per cell), then everything that must run alone: benchmarks, report. A fa
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import subprocess
@@ -15,15 +16,18 @@ import time
 from pathlib import Path
 
 import _graph
-from _task import only_one, run
+from _task import FAILED, check_options, only_one, run
 from _workers import Failure, run_cells, stop_workers
 
 from hobs_rspar import config
 from hobs_rspar.errors import UserError
+from hobs_rspar.evidence import readme
 from hobs_rspar.paths import Paths
 
-DVC = [sys.executable, "-m", "dvc", "repro"]
-QUIETER = [sys.executable, str(Path(__file__).with_name("_dvc.py")), "--wait-for-lock", "repro"]
+README_STUDY = "default"  # its table stands in the README; an experiment of another budget leaves it alone
+STAGE_FAILED = ("a stage failed (its message is above); what is finished is kept; repair it and run 'make repro' "
+                "again")
+DVC_REPRO = [sys.executable, str(Path(__file__).with_name("_dvc.py")), "--wait-for-lock", "repro"]
 
 
 def main() -> None:
@@ -35,11 +39,11 @@ def main() -> None:
     started = time.monotonic()
     with only_one("make repro"):
         try:
-            failures = reproduce(options.jobs, options.changed_only)
+            failures = reproduce(params, options.jobs, options.changed_only)
         except (KeyboardInterrupt, SystemExit):
             stop_workers()
-            print("\nstopped; what is finished is kept, the same command goes on from here", file=sys.stderr)
-            raise
+            sys.exit("\nstopped; what is finished is kept, the same command goes on from here")
+        remember(failures)
     conclude(params, failures, time.monotonic() - started)
 
 
@@ -54,20 +58,21 @@ def arguments() -> argparse.Namespace:
     return options
 
 
-def reproduce(jobs: int, changed_only: bool) -> list[Failure]:
+def reproduce(params: config.Params, jobs: int, changed_only: bool) -> list[Failure]:
     """Runs every pending stage in three phases; returns the failed cells."""
     graph = _graph.read()
     todo = pending(graph, changed_only)
     if not todo:
         print("everything is up to date")
         return []
+    check_options(params)
     if jobs == 1 and not changed_only:
         return serially(graph)
     before, after = phases(graph)
     if todo & set(before):
         dvc_repro([stage for stage in before if stage in todo])
         graph, todo = reread(changed_only)  # what came out as it was makes nothing after it stale
-    failures = run_cells([*QUIETER, "--single-item", "--glob"], patterns(graph, todo), jobs)
+    failures = run_cells([*DVC_REPRO, "--single-item", "--glob"], patterns(graph, todo), jobs)
     if not failures and not changed_only:
         dvc_repro()
         return []
@@ -109,20 +114,24 @@ def phases(graph: _graph.Graph) -> tuple[list[str], list[str]]:
 
 def serially(graph: _graph.Graph) -> list[Failure]:
     """Plain ``dvc repro``; afterwards, the cells that are still pending are the failed ones."""
-    if subprocess.run([*DVC, "--keep-going"], check=False).returncode == 0:
+    if subprocess.run([*DVC_REPRO, "--keep-going"], check=False).returncode == 0:
         return []
-    failed = cells_of(graph, set(_graph.read().pending))
-    if not failed:
-        raise UserError("a stage failed (its message is above); repair it and run 'make repro' again")
-    return [Failure(cell, "its message is above") for cell in failed]
+    left = set(_graph.read().pending)
+    if left & set(phases(graph)[0]) or not cells_of(graph, left):
+        raise UserError(STAGE_FAILED)
+    return [Failure(cell, "its message is above") for cell in cells_of(graph, left)]
 
 
 def dvc_repro(stages: list[str] | None = None) -> None:
     """Runs just these stages (None: all that are left), one after the other, in one DVC process."""
-    command = QUIETER if stages is None else [*QUIETER, "--single-item", *stages]
+    command = DVC_REPRO if stages is None else [*DVC_REPRO, "--single-item", *stages]
     if subprocess.run(command, check=False).returncode:
-        raise UserError("a stage failed (its message is above); what is finished is kept; repair it and run "
-                        "'make repro' again")
+        raise UserError(STAGE_FAILED)
+
+
+def remember(failures: list[Failure]) -> None:
+    """Leaves the failed cells to ``make status``."""
+    FAILED.write_text(json.dumps({failure.cell: failure.reason for failure in failures}))
 
 
 def conclude(params: config.Params, failures: list[Failure], seconds: float) -> None:
@@ -132,6 +141,8 @@ def conclude(params: config.Params, failures: list[Failure], seconds: float) -> 
         raise UserError(f"{len(failures)} of {len(params.cells)} cells failed, the others are finished:\n{reasons}\n"
                         "       repair and run 'make repro' again; only these cells and the report will run")
     report = Paths.of(params.study).report
+    if params.study.name == README_STUDY:
+        readme.update("README.md", report)
     print(f"{report}/index.html  {report}/tables/T1.md  ({seconds / 60:.1f} min)")
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _task import FOLDER, only_one, run
+from _task import FOLDER, check_options, only_one, run
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
@@ -98,9 +98,11 @@ def validate(name: str, text: str) -> None:
     candidate = FOLDER / "candidate.yaml"
     candidate.write_text(text)
     try:
-        config.load(candidate)
+        check_options(config.load(candidate))
     except UserError as error:
-        raise UserError(str(error).replace(str(candidate), f"configs/{name}.yaml")) from None
+        mine = f"configs/{name}.yaml"
+        message = str(error).replace(str(candidate), mine).replace("params.yaml", mine)
+        raise UserError(message) from None
     finally:
         candidate.unlink()
 

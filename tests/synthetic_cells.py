@@ -114,7 +114,7 @@ def timing(key: str, method: str, generator) -> dict:
             "batches": batches, "peak_memory_mb": {"dense": 40.0, "pruned": 30.0}, "energy": None,
             "energy_reason": "not measured: no RAPL counter on this machine",
             "power_reason": "not measured: no counter",
-            "bounds": {"lo": 1.0, "hi": 3.9}, "flags": []}
+            "bounds": {"lo": 1.0, "hi": 3.9}, "flags": [], "inputs": "0" * 64}
 
 
 def _times(milliseconds: float, size: int) -> dict:

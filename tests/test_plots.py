@@ -1,10 +1,12 @@
-"""The published plotting functions: figures, files, refusals."""
+"""The published plotting functions: figures, files, refusals; and where a figure puts points of equal cost."""
 
+import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
 from hobs_rspar.errors import UserError
 from hobs_rspar.evidence import plots
+from hobs_rspar.evidence.outcome_figures import apart, clusters
 
 
 def test_published_plots_return_figures_and_save(tmp_path):
@@ -31,3 +33,11 @@ def test_published_plots_return_figures_and_save(tmp_path):
 def test_published_plots_refuse_clearly(call, message):
     with pytest.raises(UserError, match=message):
         call()
+
+
+def test_points_at_equal_cost_are_set_apart_by_little():
+    costs = {"a": 0.26, "b": 0.26, "c": 0.2601, "d": 1.0}
+    assert clusters(costs, 0.05) == [["a", "b", "c"], ["d"]]
+    places = list(apart(costs, ["a", "b", "c"]).values())
+    assert min(np.diff(places)) > 1e-4 and max(abs(np.array(places) - 0.26)) < 1e-3
+    assert apart(costs, ["d"]) == {"d": 1.0}

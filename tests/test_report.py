@@ -18,7 +18,6 @@ from hobs_rspar.config import load
 from hobs_rspar.errors import UserError
 from hobs_rspar.evidence import readme
 from hobs_rspar.evidence.figures import FIGURES
-from hobs_rspar.evidence.outcome_figures import apart, clusters
 from hobs_rspar.evidence.report import write
 
 T1 = ["method", "n", "top1", "top1_lo", "top1_hi", "top1_before_recovery", "macs_ratio", "params_ratio", "latency_ms",
@@ -52,6 +51,10 @@ def rows(path: Path) -> list[dict]:
 
 def cells_of(folder: Path, method: str) -> list[dict]:
     return [json.loads((folder / "cells" / f"{method}-{seed}.json").read_text()) for seed in SEEDS]
+
+
+def timing_of(cell: str) -> Path:
+    return Path("reports/default/platforms") / PLATFORM / f"{cell}.json"
 
 
 def test_closing_line(report):
@@ -169,7 +172,8 @@ def test_second_run_writes_the_same_bytes_and_removes_what_is_stale(study):
     assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
 
 
-def test_readme_block_equals_the_report(report, study):
+def test_readme_block_equals_the_report(study):
+    assert readme.update("README.md", "reports/default")
     text = (study / "README.md").read_text()
     assert text.startswith("# Title\n\n") and text.endswith(f"{readme.END}\n\nafter\n") and "old" not in text
     assert readme.is_current("README.md", "reports/default") and not readme.update("README.md", "reports/default")
@@ -196,6 +200,25 @@ def test_incomplete_study_is_reported_as_such(study, capsys):
     assert (table["l1"]["n"], table["random"]["n"]) == ("4", "5")
 
 
+def test_timing_of_an_earlier_network_is_not_shown(study, capsys):
+    edit(timing_of("l1-42"), lambda timing: timing.update(inputs="1" * 64))
+    edit(timing_of("l1-520"), lambda timing: timing.update(flags=["batch 64: something else was running"]))
+    write(load())
+    assert "no timing of the present network on test_cpu for: l1-42" in capsys.readouterr().err
+    runs = {(row["method"], row["seed"]): row for row in rows(study / "reports/default/tables/T16.csv")}
+    assert runs["l1", "42"]["speedup"] == runs["l1", "mean"]["speedup"] == "" != runs["l1", "520"]["speedup"]
+    page = (study / "reports/default/index.html").read_text()
+    assert "l1-520: batch 64: something else was running" in page and "flagged the timing of l1-520" in page
+
+
+def test_enough_seeds_add_the_bootstrap_and_wilcoxon(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_study(tmp_path, methods=("l1", "hobs_rspar"), seeds=range(10), name="toy"))
+    write(load())
+    (row,) = rows(tmp_path / "reports/toy/figures/paired_differences.csv")
+    assert float(row["wilcoxon_p"]) == pytest.approx(2 / 2**10, abs=1e-6)
+    assert (row["lo"], row["hi"]) == (row["bootstrap_lo"], row["bootstrap_hi"])
+
+
 def test_one_seed_gives_no_intervals_and_no_p(tmp_path, monkeypatch):
     monkeypatch.chdir(make_study(tmp_path, methods=METHODS[-3:], seeds=SEEDS[:1], name="toy"))
     write(load())
@@ -219,10 +242,6 @@ def test_without_timings_scores_or_our_method_the_report_says_why(tmp_path, monk
     assert not (tmp_path / "reports/toy/figures/accuracy_latency.svg").exists()
     claims = rows(tmp_path / "reports/toy/tables/claims.csv")
     assert claims[3]["verdict"] == "not measured: hobs_rspar is not among study.methods"
-
-
-def timing_of(cell: str) -> Path:
-    return Path("reports/default/platforms") / PLATFORM / f"{cell}.json"
 
 
 def second_platform(study: Path) -> None:
@@ -262,20 +281,14 @@ def test_platform_named_in_params(study):
 
 
 def test_stage_script_reports_without_torch_and_without_traceback(study):
-    script = str(ROOT / "pipeline" / "report.py")
+    folder, script = study / "reports" / "default", str(ROOT / "pipeline" / "report.py")
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     code = f"import runpy, sys; runpy.run_path({script!r}, run_name='__main__'); assert 'torch' not in sys.modules"
     done = subprocess.run([sys.executable, "-c", f"import sys; sys.path.insert(0, {str(ROOT / 'pipeline')!r}); {code}"],
                           capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
     shutil.rmtree(study / "reports/default/cells")
     done = subprocess.run([sys.executable, script], capture_output=True, text=True, check=False)
     assert done.returncode == 1 and done.stderr.startswith("error: reports/default/cells/")
     assert "Traceback" not in done.stderr
-
-
-def test_points_at_equal_cost_are_set_apart_by_little():
-    costs = {"a": 0.26, "b": 0.26, "c": 0.2601, "d": 1.0}
-    assert clusters(costs, 0.05) == [["a", "b", "c"], ["d"]]
-    places = list(apart(costs, ["a", "b", "c"]).values())
-    assert min(np.diff(places)) > 1e-4 and max(abs(np.array(places) - 0.26)) < 1e-3
-    assert apart(costs, ["d"]) == {"d": 1.0}

@@ -87,6 +87,9 @@ def fit(network: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
         state: a state dict of the same architecture with equal or fewer channels.
         source: what to name in an error.
 
+    Returns:
+        The network in evaluation mode, its weights in channels_last, the layout that is faster throughout.
+
     Raises:
         UserError: names differ, or a tensor has more dimensions or channels than the network's.
     """
@@ -105,7 +108,7 @@ def fit(network: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
         _shrink(module, {key: state[f"{name}.{key}" if name else key]
                          for key, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]})
     network.load_state_dict(state)
-    return network.eval()
+    return network.to(memory_format=torch.channels_last).eval()
 
 
 def _shrink(module: nn.Module, tensors: dict[str, Tensor]) -> None:

@@ -30,7 +30,7 @@ class SensitivityOptions:
     """The defaults of ``params.sensitivity``."""
 
     batch_size: int = 128
-    positions: int = 98
+    positions: int = 49
     damping: float = 1e-3
 
 
@@ -38,7 +38,7 @@ class SensitivityOptions:
 class RepairOptions:
     """The defaults of ``params.prune``."""
 
-    positions: int = 98
+    positions: int = 49
     ridge: float = 1e-3
 
 
@@ -73,8 +73,8 @@ def compress(model: nn.Module, loader, macs: float = 0.5, *, protect: Sequence[s
         **options: of the method, as in its block of params.yaml.
 
     Returns:
-        The smaller model in evaluation mode (recover it with a few epochs of your own training), the plan, and a report:
-        ``macs``, ``params`` (before, after), ``top1_validation`` (percent: ``dense``, ``pruned`` before repair,
+        The smaller model in evaluation mode (recover it with a few epochs of your own training), the plan, and a
+        report: ``macs``, ``params`` (before, after), ``top1_validation`` (percent: ``dense``, ``pruned`` before repair,
         ``repaired``), ``images``, ``search``.
 
     Raises:
@@ -125,9 +125,8 @@ def _carry_out(model: nn.Module, plan: PruningPlan, context: Context, calibratio
     pruned = surgery.remove(model, example, plan)
     top1 = {"dense": accuracy(logits(model, validation), validation.labels),
             "pruned": accuracy(logits(pruned, validation), validation.labels)}
-    if plan.repair == "least_squares":
-        repair.least_squares(pruned, model, context.groups, plan.kept, calibration, RepairOptions(),
-                             generator(context.seed, "prune", context.method))
+    repair.carry_out(plan, pruned, model, context.groups, calibration, RepairOptions(),
+                     generator(context.seed, "prune", context.method))
     top1["repaired"] = accuracy(logits(pruned, validation), validation.labels)
     before, after = cost.count(model, example), cost.count(pruned, example)
     return pruned, {"macs": (before.macs, after.macs), "params": (before.params, after.params),

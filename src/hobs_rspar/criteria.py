@@ -33,7 +33,6 @@ def _norm(network: nn.Module, group: Group, roles: tuple[str, ...], power: float
     total = torch.zeros(group.channels, dtype=torch.float64)
     for member in group.with_role(*roles):
         weight = network.get_submodule(member.layer).weight.detach().double().cpu().abs() ** power
-        per_index = weight.transpose(0, 1).flatten(1).sum(1) if member.role == "consumer" else weight.flatten(1).sum(1) \
-            if weight.dim() > 1 else weight
-        total += per_index[torch.tensor(member.index)].sum(1)
+        weight = weight.transpose(0, 1) if member.role == "consumer" else weight
+        total += weight.reshape(len(weight), -1).sum(1)[torch.tensor(member.index)].sum(1)
     return total ** (1 / power)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Paths:
-    """File names of one study, relative to the repository root (see docs/files.md).
+    """File names of one study, relative to the repository root.
 
     Attributes:
         study: the study's name.

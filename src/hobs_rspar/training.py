@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.data import Images, random_crops
 from hobs_rspar.errors import UserError
 from hobs_rspar.seeds import generator
@@ -110,7 +111,8 @@ def fit(task: Task, state: State, save: Callable[[State], None]) -> State:
         if name in state.momentum:
             sgd.state[parameter]["momentum_buffer"] = state.momentum[name].to(parameter.device)
     for epoch in range(state.epoch, recipe.epochs):
-        loss = _epoch(task, sgd, epoch)
+        with wide_batchnorm(task.network):
+            loss = _epoch(task, sgd, epoch)
         state.epoch = epoch + 1
         state.history.append(_record(task, epoch, loss))
         state.momentum = {names[id(p)]: sgd.state[p]["momentum_buffer"] for group in sgd.param_groups

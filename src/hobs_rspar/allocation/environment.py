@@ -74,11 +74,21 @@ class PruningEnvironment:
         """Prunes, repairs and measures; an allocation seen before costs nothing."""
         key = tuple(int(width) for width in widths)
         if key not in self._known:
-            pruned = self.pruned(widths)
-            reestimate_batchnorm(pruned, self.calibration, self.PRECISION, self.BATCH)
             self.images += len(self.calibration)
-            self._known[key] = self._evaluate(pruned)
+            self._known[key] = self._evaluate(self.repaired(widths))
         return self._known[key]
+
+    def loss_on(self, widths: np.ndarray, images: Images) -> float:
+        """Cross entropy of an allocation on other validation images than the reward's."""
+        self.images += len(self.calibration) + len(images)
+        network = self.repaired(widths)
+        return F.cross_entropy(logits(network, images, self.PRECISION, self.BATCH), images.labels.cpu()).item()
+
+    def repaired(self, widths: np.ndarray) -> nn.Module:
+        """The pruned network, its consumers refitted and its batch norms re-estimated."""
+        network = self.pruned(widths)
+        reestimate_batchnorm(network, self.calibration, self.PRECISION, self.BATCH)
+        return network
 
     def pruned(self, widths: np.ndarray) -> nn.Module:
         """The pruned network with refitted consumers, its batch norms not yet re-estimated."""

@@ -123,7 +123,8 @@ class RSPARAgent:
         steps = len(self.rollout.rewards)
         if not steps or steps % self.num_layers or steps != len(self.rollout.actions):
             raise UserError(f"update_policy needs complete episodes of {self.num_layers} steps, each with "
-                            f"select_action and observe; recorded: {len(self.rollout.actions)} actions, {steps} rewards")
+                            f"select_action and observe; recorded: {len(self.rollout.actions)} actions, {steps} "
+                            "rewards")
         states, actions, old, values, rewards = (torch.stack(part).reshape(steps // self.num_layers, self.num_layers,
                                                                            -1, *part[0].shape[1:])
                                                  for part in vars(self.rollout).values())

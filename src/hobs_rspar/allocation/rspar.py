@@ -20,10 +20,12 @@ from hobs_rspar.allocation.budget import project
 from hobs_rspar.allocation.environment import PruningEnvironment
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.ppo import RSPARAgent
+from hobs_rspar.data import Images
 from hobs_rspar.progress import bar
 
 REWARD_SCALE = 100.0  # rewards are fractions of accuracy; the critic learns faster in points
 FINALISTS = 8
+CHOSEN = f"lowest loss on all validation images among the {FINALISTS} most accurate allocations and uniform widths"
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Search:
 
 
 def search(environment: PruningEnvironment, relative: list[Tensor], target: Target, options, seed: int,
-           name: str = "R-SPAR") -> Search:
+           finalists: Images) -> Search:
     """Runs the search.
 
     Args:
@@ -60,7 +62,7 @@ def search(environment: PruningEnvironment, relative: list[Tensor], target: Targ
         target: what to meet.
         options: the block of ``methods.hobs_rspar``.
         seed: of the agent.
-        name: of the progress bar.
+        finalists: validation images on which the best allocations are compared once more.
     """
     groups = environment.groups
     features = _features(environment, relative, target)
@@ -72,14 +74,14 @@ def search(environment: PruningEnvironment, relative: list[Tensor], target: Targ
                               options.penalty_max)
     drop = environment.dense.accuracy - environment.evaluate(start).accuracy
     candidates, episodes = {tuple(start.tolist()): -drop}, []
-    for _ in bar(range(options.iterations), name):
+    for _ in bar(range(options.iterations), "R-SPAR"):
         ratios = _walk(agent, features, drop, options.episodes)
         records = [_record(environment, row, target, penalty, candidates) for row in ratios.numpy().astype(float)]
         drop = float(np.mean([record["accuracy_drop"] for record in records]))
         _pay(agent, torch.tensor([record["reward"] for record in records]))
         agent.update_policy(batch_size=64, epochs=options.epochs)
         episodes += [{"episode": len(episodes) + i, **record} for i, record in enumerate(records)]
-    return _choose(environment, candidates, episodes)
+    return Search(_choose(environment, candidates, start, finalists), episodes, CHOSEN)
 
 
 def _features(environment: PruningEnvironment, relative: list[Tensor], target: Target) -> Tensor:
@@ -125,10 +127,8 @@ def _record(environment: PruningEnvironment, ratios: np.ndarray, target: Target,
             "ratios": (widths / groups.sizes).round(4).tolist()}
 
 
-def _choose(environment: PruningEnvironment, candidates: dict, episodes: list[dict]) -> Search:
-    """Among the most accurate allocations, the one with the lowest loss: it says more than the last few images."""
+def _choose(environment: PruningEnvironment, candidates: dict, start: np.ndarray, images: Images) -> np.ndarray:
+    """Compares the most accurate allocations, and uniform widths, by their loss on more images."""
     best = sorted(candidates, key=lambda widths: (-candidates[widths], environment.evaluate(np.array(widths)).loss))
-    chosen = min(best[:FINALISTS], key=lambda widths: environment.evaluate(np.array(widths)).loss)
-    words = (f"lowest validation loss among the {min(FINALISTS, len(best))} most accurate of {len(best)} allocations "
-             "(uniform widths are one of them)")
-    return Search(np.array(chosen), episodes, words)
+    finalists = [np.array(widths) for widths in dict.fromkeys([tuple(start.tolist()), *best[:FINALISTS]])]
+    return min(finalists, key=lambda widths: environment.loss_on(widths, images))

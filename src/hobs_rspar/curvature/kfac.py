@@ -89,7 +89,8 @@ def sampled_positions(layer: nn.Module, x: Tensor, count: int | None, generator)
 class KFACHessianApproximator:
     """K-FAC factors of all convolutions (strided, dilated, grouped, depthwise) and linear layers.
 
-    Usage: ``register_hooks()``; then for every batch forward, ``backward()`` of the *summed* loss, ``update_factors()``.
+    Usage: ``register_hooks()``; then for every batch forward, ``backward()`` of the *summed* loss, and
+    ``update_factors()``.
 
     Args:
         model: hooks are added by ``register_hooks`` and removed by ``remove_hooks``.

@@ -13,6 +13,9 @@ from torch import Tensor, nn
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.kfac import damped, patches, sampled_positions
 from hobs_rspar.data import Images
+from hobs_rspar.errors import UserError, did_you_mean
+
+REPAIRS = ("none", "batchnorm", "least_squares")
 
 
 @torch.no_grad()
@@ -51,6 +54,22 @@ def refit_weight(weight: Tensor, covariance: Tensor, kept: Tensor, ridge: float)
     return out
 
 
+def carry_out(plan, pruned: nn.Module, dense: nn.Module, groups: Groups, images: Images, options,
+              generator: torch.Generator) -> None:
+    """Does what ``plan.repair`` asks for; arguments as :func:`least_squares`.
+
+    Raises:
+        UserError: the plan asks for an unknown repair.
+    """
+    if plan.repair not in REPAIRS:
+        raise UserError(f"plan of {plan.method}: repair '{plan.repair}' is not known."
+                        f"{did_you_mean(plan.repair, REPAIRS)} Allowed: {', '.join(REPAIRS)}")
+    if plan.repair == "least_squares":
+        least_squares(pruned, dense, groups, plan.kept, images, options, generator)
+    elif plan.repair == "batchnorm":
+        reestimate_batchnorm(pruned, images)
+
+
 class _Stop(Exception):
     """Ends a forward pass once the layer of interest has been seen."""
 
@@ -79,7 +98,7 @@ def least_squares(pruned: nn.Module, dense: nn.Module, groups: Groups, kept: lis
     for name in names:
         layer, target = pruned.get_submodule(name), targets.pop(name)
         target = target if name not in rows else target[:, torch.tensor(rows[name])]
-        errors.append(_refit(layer, _inputs(pruned, name, where[name], images), target.double(), options.ridge))
+        errors.append(_refit(layer, _inputs(pruned, name, where[name], images), target, options.ridge))
     reestimate_batchnorm(pruned, images)
     return sum(errors) / max(1, len(errors))
 
@@ -122,7 +141,9 @@ def _positions(network: nn.Module, names: list[str], images: Images, count: int,
     found: dict[str, Tensor | None] = {}
 
     def hook(name: str):
-        return lambda layer, inputs, _out: found.__setitem__(name, sampled_positions(layer, inputs[0], count, generator))
+        def choose(layer: nn.Module, inputs: tuple[Tensor, ...], _out) -> None:
+            found[name] = sampled_positions(layer, inputs[0], count, generator)
+        return choose
 
     hooks = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
     network(images.normalised(images.pixels[:1]))
@@ -182,11 +203,11 @@ def _inputs(network: nn.Module, name: str, where: Tensor | None, images: Images)
 @torch.no_grad()
 def _refit(layer: nn.Module, rows: Tensor, target: Tensor, ridge: float) -> float:
     """Solves for the weight (and the bias, if there is one) that gives ``target`` from ``rows``; relative error."""
-    x = rows[:, :-1].double()
+    x = rows[:, :-1]
     centre, level = x.mean(0), target.mean(0)
-    x, y = x - centre, target - level
-    gram = damped(x.T @ x, ridge)
-    weight = torch.linalg.solve(gram, x.T @ y).T
+    x, y = x - centre, target - level  # products in float32, once the means are out; the solution in double
+    gram = damped((x.T @ x).double(), ridge)
+    weight = torch.linalg.solve(gram, (x.T @ y).double()).T.float()
     if layer.bias is not None:
         layer.bias += (level - weight @ centre).to(layer.bias)
     layer.weight.copy_(weight.view_as(layer.weight))

@@ -13,10 +13,12 @@ from hobs_rspar.config import Params
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 
-CELL_KEYS = ("method", "seed", "dataset", "network", "budget", "dense", "plan", "accuracy", "history", "cost")
-TIMING_KEYS = ("fingerprint", "conditions", "batches")
+CELL_KEYS = ("method", "seed", "dataset", "network", "budget", "dense", "plan", "accuracy", "history", "cost",
+             "inputs")
+TIMING_KEYS = ("fingerprint", "conditions", "batches", "inputs")
 # What makes two timings incomparable. Clocks and temperatures drift within one run and are only recorded.
-COMPARED = ("device", "driver", "cuda", "torch", "threads", "power_cap", "mode", "dtype", "layout", "batchnorm")
+COMPARED = ("device", "host_cpu", "driver", "cuda", "cudnn", "torch", "torch_kernels", "threads", "power_cap", "mode",
+            "dtype", "layout", "batchnorm")
 
 
 @dataclass(frozen=True)
@@ -25,7 +27,7 @@ class Evidence:
 
     Attributes:
         cells: cell key to the content of its file, in the order of params.
-        timings: cell key to its timing on ``platform``.
+        timings: cell key to its timing on ``platform``; one of an earlier recovered network counts as absent.
         missing: cells of params without a file.
         leftover: files in cells/ that params do not name; not used.
         dense: content of dense.json, empty where the file is absent.
@@ -92,7 +94,7 @@ def read(params: Params) -> Evidence:
         _check_same_study(files[cell], content, params)
     _check_same_dense(cells)
     platform = _platform(params, paths, list(cells))
-    timings = _timings(paths, platform, list(cells))
+    timings = _timings(paths, platform, cells)
     _check_same_fingerprint(timings, f"{paths.report}/platforms/{platform}")
     dense, scores = (_optional(paths.dense / name) for name in ("dense.json", "scores.json"))
     leftover = sorted(file for file in (paths.report / "cells").glob("*.json") if file not in files.values())
@@ -164,11 +166,13 @@ def _platform(params: Params, paths: Paths, cells: list[str]) -> str | None:
     return held[0] if held else None
 
 
-def _timings(paths: Paths, platform: str | None, cells: list[str]) -> dict[str, dict]:
+def _timings(paths: Paths, platform: str | None, cells: dict[str, dict]) -> dict[str, dict]:
+    """Timings of exactly the networks that the cells describe; both records hold the same digest."""
     if platform is None:
         return {}
     files = {cell: paths.platform_report(platform, cell) for cell in cells}
-    return {cell: _load(file, TIMING_KEYS) for cell, file in files.items() if file.is_file()}
+    found = {cell: _load(file, TIMING_KEYS) for cell, file in files.items() if file.is_file()}
+    return {cell: timing for cell, timing in found.items() if timing["inputs"] == cells[cell]["inputs"]}
 
 
 def _merged(timing: dict) -> dict:

@@ -35,12 +35,13 @@ LARGER = {"*": 7.0, "P": 5.0, "X": 5.0}  # points; these shapes fill less of the
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn figure, the data beside it (header and rows) and the sentence that says how to read it."""
+    """A drawn figure, the data beside it (header and rows), the sentence that says how to read it, and its n."""
 
     figure: Figure
     header: list[str]
     rows: list[list]
     caption: str
+    n: str
 
 
 def method_looks(methods: Sequence[str]) -> dict[str, dict]:

@@ -33,12 +33,14 @@ class ReportFigure:
     Attributes:
         name: file name without extension.
         caption: how to read it; where nothing is drawn, why.
+        n: what it is a mean of, such as ``n = 5 seeds``; empty where nothing is drawn.
         files: extension (``svg``, ``png``, ``csv``) to content; empty where nothing is drawn.
     """
 
     name: str
     title: str
     caption: str
+    n: str
     files: dict[str, bytes]
 
 
@@ -51,7 +53,7 @@ def _draw(name: str, title: str, draw: Draw, evidence: Evidence, summary: Summar
     with matplotlib.rc_context(STYLE):
         drawing = draw(evidence, summary)
     if isinstance(drawing, str):
-        return ReportFigure(name, title, f"Not drawn: {drawing}.", {})
-    rows = [[round(value, 6) if isinstance(value, float) else value for value in row] for row in drawing.rows]
+        return ReportFigure(name, title, f"Not drawn: {drawing}.", "", {})
+    rows = [[float(f"{value:.7g}") if isinstance(value, float) else value for value in row] for row in drawing.rows]
     data = csv_text(drawing.header, rows).encode()
-    return ReportFigure(name, title, drawing.caption, file_bytes(drawing.figure) | {"csv": data})
+    return ReportFigure(name, title, drawing.caption, drawing.n, file_bytes(drawing.figure) | {"csv": data})

@@ -20,12 +20,13 @@ def accuracy_macs(evidence: Evidence, summary: Summary) -> Drawing:
     panels = clusters(costs, 0.05)
     places = {name: place for panel in panels for name, place in apart(costs, panel).items()}
     figure = _against(evidence, summary, panels, {name: Interval(place, None, None) for name, place in places.items()},
-                      "Kept fraction of the dense network's MACs", f"Accuracy against MACs (n = {summary.n} seeds)")
+                      "Kept fraction of the dense network's MACs", f"Accuracy against MACs ({summary.n})")
     rows = [[name, method.n, method.macs_ratio, *_triple(method.accuracy)] for name, method in summary.methods.items()]
     moved = max(abs(places[name] - costs[name]) for name in costs)
     aside = f" Points are moved by up to {moved:.4f} so that none hides another." if moved else ""
     return Drawing(figure, ["method", "n", "macs_ratio", "top1", "top1_lo", "top1_hi"], rows,
-                   f"Mean over seeds with its t interval. The horizontal axis is broken between clusters.{aside}")
+                   f"Mean over seeds with its t interval. The horizontal axis is broken between clusters.{aside}",
+                   summary.n)
 
 
 def accuracy_latency(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -37,13 +38,13 @@ def accuracy_latency(evidence: Evidence, summary: Summary) -> Drawing | str:
     costs = {name: latency.value for name, latency in timed.items()}
     panels = clusters(costs, 0.25 * (max(costs.values()) - min(costs.values())))
     figure = _against(evidence, summary, panels, timed, f"Latency at batch {LATENCY_BATCH}, p50 (ms)",
-                      f"Accuracy against latency (n = {summary.n} seeds)")
+                      f"Accuracy against latency ({summary.n})")
     rows = [[name, summary.methods[name].n, *_triple(latency), *_triple(summary.methods[name].accuracy)]
             for name, latency in timed.items()]
     header = ["method", "n", "latency_ms", "latency_lo", "latency_hi", "top1", "top1_lo", "top1_hi"]
     return Drawing(figure, header, rows, "Horizontal: median over cells with its bootstrap interval, platform "
                    f"{evidence.platform}. Vertical: mean over seeds with its t interval. The horizontal axis is broken "
-                   "between clusters.")
+                   "between clusters.", summary.n)
 
 
 def recovery_curves(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -61,12 +62,13 @@ def recovery_curves(evidence: Evidence, summary: Summary) -> Drawing | str:
     axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value)[0] in "2357" else "")
     axis.tick_params(axis="y", which="minor", labelsize=6.5)
     axis.set(xlabel="Images of recovery (thousands)", ylabel="Validation error (%), log scale",
-             title=f"Recovery (n = {summary.n} seeds)")
+             title=f"Recovery ({summary.n})")
     legend_below(figure, [axis])
     rows = [[name, round(count), value] for name, (images, accuracy) in curves.items()
             for count, value in zip(images, accuracy, strict=True)]
     return Drawing(figure, ["method", "images", "validation_top1"], rows,
-                   "Mean over seeds; the first point is after repair and before the first step. Error = 100 − top-1.")
+                   "Mean over seeds; the first point is after repair and before the first step. Error = 100 − top-1.",
+                   summary.n)
 
 
 def paired_differences(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -84,15 +86,17 @@ def paired_differences(evidence: Evidence, summary: Summary) -> Drawing | str:
                   linestyle=":")
     axis.set_yticks(range(len(rows)), [name for name, _ in rows])
     axis.set(xlabel=f"{OURS} − rival, top-1 on the test set (points)", ylim=(len(rows) - 0.4, -0.6),
-             title=f"Paired differences (n = {summary.n} seeds)")
+             title=f"Paired differences ({summary.n})")
     axis.grid(visible=False, axis="y")
     data = [[name, difference.n, *_triple(difference.interval), difference.bootstrap.lo, difference.bootstrap.hi,
-             difference.effect_size, summary.adjusted.get(name)] for name, difference in rows]
+             difference.effect_size, summary.adjusted.get(name), summary.wilcoxon.get(name)]
+            for name, difference in rows]
     return Drawing(figure, ["rival", "n", "difference", "lo", "hi", "bootstrap_lo", "bootstrap_hi", "effect_size",
-                            "p_adjusted"], data,
-                   f"Right of zero {OURS} is ahead. Mean with {rows[0][1].kind} interval; pale points are the single "
-                   f"seeds; p is Holm-adjusted over the rivals. {REFERENCE} is judged by its margin (dotted), not by p."
-                   )
+                            "p_adjusted", "wilcoxon_p"], data,
+                   f"Right of zero {OURS} is ahead. Mean with {rows[0][1].kind} interval; pale points are the "
+                   f"single seeds; p is Holm-adjusted over the rivals. {REFERENCE} is judged by its margin (dotted), "
+                   "not by p.",
+                   summary.n)
 
 
 def clusters(costs: dict[str, float], gap: float) -> list[list[str]]:

@@ -27,7 +27,7 @@ T1_HEADINGS = ("Method", "n", "Top-1, test (%)", "Before recovery (%)", "MACs ke
 LIMITS = """\
 All cells start from one dense network. A seed varies allocation and recovery, not the dense training, so no interval \
 here includes the spread over dense networks.
-n = {n} seeds per method. {wilcoxon}
+{n} per method. {wilcoxon}
 The {images} test images alone give an accuracy a standard error of {error:.2f} points; differences are paired on the \
 same images.
 Every method has {recovery} of recovery. Another recovery may change the order of the methods.
@@ -60,7 +60,8 @@ def render(evidence: Evidence, summary: Summary, parts: Parts) -> str:
         conditions=conditions(evidence).removeprefix("Conditions: "), claims=[_claim(c) for c in parts.claims],
         t1_headings=T1_HEADINGS, t1_rows=[_t1(method, summary) for method in summary.methods.values()],
         colours={name: look["color"] for name, look in looks.items()}, ours=OURS, images=_images(parts.figures),
-        setup=setup(evidence), recipe=recipe(evidence), limits=limitations(evidence, summary))
+        setup=setup(evidence), recipe=recipe(evidence), limits=limitations(evidence, summary),
+        flags=[flag for method in summary.methods.values() for flag in method.flags])
 
 
 def number(value: float | None, decimals: int) -> str:
@@ -108,14 +109,14 @@ def setup(evidence: Evidence) -> list[tuple[str, str]]:
     if "epochs" in dense:
         pairs.append(("Dense training", f"{dense['epochs']} epochs"))
     pairs.append(("Platform", evidence.platform or "no timings"))
-    return pairs + [(key, str(value)) for key, value in sorted(evidence.fingerprint.items())]
+    return pairs + [(key, _text(value)) for key, value in sorted(evidence.fingerprint.items()) if value is not None]
 
 
 def recipe(evidence: Evidence) -> list[tuple[str, str]]:
     """The finetune section of params."""
     flat = evidence.params.finetune.model_dump()
     flat |= {f"distillation.{key}": value for key, value in flat.pop("distillation").items()}
-    return [(key, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for key, value in flat.items()]
+    return [(key, _text(value)) for key, value in flat.items()]
 
 
 def limitations(evidence: Evidence, summary: Summary) -> list[str]:
@@ -128,6 +129,10 @@ def limitations(evidence: Evidence, summary: Summary) -> list[str]:
     return LIMITS.format(n=summary.n, wilcoxon=wilcoxon_note(evidence, summary), images=f"{images:,}", error=error,
                          recovery=f"{epochs} epoch{'s' * (epochs > 1)}", budget=budget(evidence),
                          timings=timings).splitlines()
+
+
+def _text(value) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
 
 
 def _images(figures: list[ReportFigure]) -> dict[str, str]:

@@ -15,6 +15,7 @@ from hobs_rspar.evidence.tables import group_names, kept_ratios
 
 CRITERION = "hobs"
 FLOOR = 1e-4  # of the largest score; smaller ones are drawn in the same, darkest colour
+ONE_NETWORK = "n = 1 dense network"
 MOST_POINTS = 48  # along a search; more episodes are averaged in equal bins
 MOST_NUMBERS = 24  # groups; more rows leave no room for numbers in the cells
 
@@ -31,12 +32,12 @@ def sensitivity(evidence: Evidence, summary: Summary) -> Drawing | str:
     heat_map(figure, axis, np.log10(np.clip(ragged(rows), FLOOR, None)), "log$_{10}$ of score / largest score",
              cmap="viridis", vmin=np.log10(FLOOR), vmax=0)
     _name_rows(axis, [group["name"] for group in groups])
-    axis.set(xlabel="Channel of the group, most sensitive first", title="H-OBS sensitivity (n = 1 dense network)")
+    axis.set(xlabel="Channel of the group, most sensitive first", title=f"H-OBS sensitivity ({ONE_NETWORK})")
     data = [[group["name"], rank, value] for group, row in zip(groups, rows, strict=True)
             for rank, value in enumerate(row)]
     return Drawing(figure, ["group", "rank", "score_normalised"], data,
                    "Loss added when a channel is eliminated in H-OBS's order, divided by the largest of the network; "
-                   f"values below {FLOOR:g} share one colour. Seeds do not vary it.")
+                   f"values below {FLOOR:g} share one colour. Seeds do not vary it.", ONE_NETWORK)
 
 
 def allocation(evidence: Evidence, summary: Summary) -> Drawing:
@@ -52,9 +53,10 @@ def allocation(evidence: Evidence, summary: Summary) -> Drawing:
         label.set_color(look["color"])
     if len(names) <= MOST_NUMBERS:
         _write_numbers(axis, values)
-    axis.set_title(f"Kept fraction of each group (n = {summary.n} seeds)")
+    axis.set_title(f"Kept fraction of each group ({summary.n})")
     data = [[name, *(kept[method][name] for method in methods)] for name in names]
-    return Drawing(figure, ["group", *methods], data, "Channels kept, mean over seeds; groups in the network's order.")
+    return Drawing(figure, ["group", *methods], data, "Channels kept, mean over seeds; groups in the network's order.",
+                   summary.n)
 
 
 def reward_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -72,7 +74,7 @@ def reward_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
              title=f"Reward of the search ({_seeds(searched)})")
     legend_below(figure, [axis])
     return Drawing(figure, ["method", "episode", "reward", "lo", "hi"], rows, _binned(searched) +
-                   " Reward = −accuracy drop (fraction) − λ(t)·penalty; higher is better.")
+                   " Reward = −accuracy drop (fraction) − λ(t)·penalty; higher is better.", _seeds(searched))
 
 
 def lambda_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -93,7 +95,7 @@ def lambda_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
     legend_below(figure, [upper])
     return Drawing(figure, ["method", "episode", "lambda", "lambda_lo", "lambda_hi", "drop", "drop_lo", "drop_hi"],
                    rows, _binned(searched) + " Drop: validation accuracy of the dense network minus that of the "
-                   "projected plan before recovery.")
+                   "evaluated plan before recovery.", _seeds(searched))
 
 
 def _searched(evidence: Evidence) -> dict[str, list[list[dict]]]:

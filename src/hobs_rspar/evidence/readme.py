@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from hobs_rspar.errors import UserError
+from hobs_rspar.evidence.summary import LATENCY_BATCH, REFERENCE, THROUGHPUT_BATCH
 from hobs_rspar.evidence.table_formats import Column, Table, markdown_rows
 
 BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
@@ -15,9 +16,9 @@ COLUMNS = (
     Column("top1", "Top-1 (%)", right=True),
     Column("macs_ratio", "MACs", right=True),
     Column("params_ratio", "Parameters", right=True),
-    Column("latency_ms", "Latency, batch 1 (ms)", 2),
-    Column("speedup", "Speedup, batch 64", right=True),
-    Column("delta_vs_dense", "Difference to unpruned (points)", 2),
+    Column("latency_ms", f"Latency, batch {LATENCY_BATCH} (ms)", 2),
+    Column("speedup", f"Speedup, batch {THROUGHPUT_BATCH}", right=True),
+    Column("delta_vs_dense", f"Difference to {REFERENCE} (points)", 2),
     Column("p_adjusted", "Adjusted p", 3),
 )
 

@@ -7,19 +7,17 @@ import sys
 from pathlib import Path
 
 from hobs_rspar.config import Params
-from hobs_rspar.errors import UserError
-from hobs_rspar.evidence import claims, metrics, page, readme, tables
+from hobs_rspar.evidence import claims, metrics, page, tables
 from hobs_rspar.evidence.cells import Evidence, read
 from hobs_rspar.evidence.figures import draw_all
 from hobs_rspar.evidence.summary import Summary, summarise
 from hobs_rspar.evidence.table_formats import files
 
 FOLDERS = ("tables", "figures", "plots")
-README_STUDY = "default"
 
 
 def write(params: Params) -> str:
-    """Writes ``reports/<study>/`` and, for the default study, the README's table; returns the closing line.
+    """Writes ``reports/<study>/``; returns the closing line.
 
     Raises:
         UserError: see ``cells.read``.
@@ -28,7 +26,6 @@ def write(params: Params) -> str:
     _warn(evidence)
     folder = evidence.paths.report
     _replace(folder, contents(evidence, summarise(evidence)))
-    _update_readme(params.study.name, folder)
     return (f"report {params.study.name}: {len(evidence.cells)} of {len(params.cells)} cells, tables and figures in "
             f"{folder}/, open {folder}/index.html")
 
@@ -53,7 +50,7 @@ def _conditions(evidence: Evidence, summary: Summary) -> str:
     """What a reader must know beside T1, for the README."""
     how = tables.conditions(evidence).removeprefix("Conditions: ")
     missing = f"; {len(evidence.missing)} of {len(evidence.params.cells)} cells missing" if evidence.missing else ""
-    content = {"line": f"{tables.subject(evidence)}, n = {summary.n} seeds{missing}; {how}.",
+    content = {"line": f"{tables.subject(evidence)}, {summary.n}{missing}; {how}.",
                "confidence": f"{100 * evidence.params.report.confidence:g} %"}
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
@@ -69,24 +66,14 @@ def _replace(folder: Path, found: dict[str, bytes]) -> None:
             file.unlink()
 
 
-def _update_readme(study: str, folder: Path) -> None:
-    path = Path("README.md")
-    if study != README_STUDY or not path.is_file():
-        return
-    try:
-        readme.update(path, folder)
-    except UserError as problem:  # the report itself is complete; a README without markers must not fail the stage
-        print(f"warning: {problem}", file=sys.stderr)
-
-
 def _warn(evidence: Evidence) -> None:
     total = len(evidence.params.cells)
     if evidence.missing:
         print(f"warning: {len(evidence.missing)} of {total} cells are missing: {', '.join(evidence.missing)}; "
               "'dvc repro' computes them", file=sys.stderr)
     if evidence.untimed:
-        print(f"warning: no timing on {evidence.platform or 'any platform'} for: {', '.join(evidence.untimed)}",
-              file=sys.stderr)
+        print(f"warning: no timing of the present network on {evidence.platform or 'any platform'} for: "
+              f"{', '.join(evidence.untimed)}; 'dvc repro' measures them", file=sys.stderr)
     if evidence.leftover:
         print("warning: not named by params.yaml and not used: " + ", ".join(map(str, evidence.leftover)),
               file=sys.stderr)

@@ -13,10 +13,12 @@ from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.statistics import (
     Difference,
     Interval,
+    exact_wilcoxon,
     holm,
     mean_interval,
     median_interval,
     paired_difference,
+    seeds_needed,
 )
 
 OURS = "hobs_rspar"
@@ -70,11 +72,13 @@ class Summary:
     Attributes:
         leads: rival to the paired difference ``hobs_rspar - rival``, points; rivals with at least two common seeds.
         adjusted: rival to the p-value of its paired t-test, Holm over all of ``leads``.
+        wilcoxon: rival to its exact Wilcoxon p-value, only where n can reach the first Holm step.
     """
 
     methods: dict[str, MethodSummary]
     leads: dict[str, Difference]
     adjusted: dict[str, float]
+    wilcoxon: dict[str, float]
 
     @property
     def baselines(self) -> list[str]:
@@ -83,9 +87,10 @@ class Summary:
 
     @property
     def n(self) -> str:
-        """Seeds per method, such as ``5`` or ``3 to 5``."""
+        """Seeds per method in words, such as ``n = 5 seeds`` or ``n = 3 to 5 seeds``."""
         counts = sorted({summary.n for summary in self.methods.values()})
-        return f"{counts[0]}" if len(counts) == 1 else f"{counts[0]} to {counts[-1]}"
+        range_of = f"{counts[0]} to " if len(counts) > 1 else ""
+        return f"n = {range_of}{counts[-1]} seed{'s' * (counts[-1] > 1)}"
 
 
 def summarise(evidence: Evidence) -> Summary:
@@ -97,7 +102,8 @@ def summarise(evidence: Evidence) -> Summary:
         rivals = [name for name in methods if name not in (OURS, REFERENCE)]
         found = {name: compare(methods[OURS].top1, methods[name].top1) for name in rivals}
         leads = {name: difference for name, difference in found.items() if difference}
-    return Summary(methods, leads, holm({name: lead.p_value for name, lead in leads.items()}))
+    return Summary(methods, leads, holm({name: lead.p_value for name, lead in leads.items()}),
+                   _wilcoxon(evidence, methods, leads))
 
 
 def accuracies(evidence: Evidence, method: str) -> dict[int, float]:
@@ -139,12 +145,21 @@ def _median(evidence: Evidence, values: list[float]) -> Interval | None:
 
 
 def _difference(evidence: Evidence, method: dict[int, float], baseline: dict[int, float]) -> Difference | None:
-    common = [seed for seed in method if seed in baseline]
-    if len(common) < 2:
+    pairs, report = _pairs(method, baseline), evidence.params.report
+    if len(pairs[0]) < 2:
         return None
-    report = evidence.params.report
-    return paired_difference([method[seed] for seed in common], [baseline[seed] for seed in common],
-                             report.confidence, report.resamples, report.seed)
+    return paired_difference(*pairs, report.confidence, report.resamples, report.seed)
+
+
+def _pairs(method: dict[int, float], baseline: dict[int, float]) -> tuple[list[float], list[float]]:
+    common = [seed for seed in method if seed in baseline]
+    return [method[seed] for seed in common], [baseline[seed] for seed in common]
+
+
+def _wilcoxon(evidence: Evidence, methods: dict[str, MethodSummary], leads: dict[str, Difference]) -> dict[str, float]:
+    enough = seeds_needed(evidence.alpha, len(leads)) if leads else 0
+    pairs = {name: _pairs(methods[OURS].top1, methods[name].top1) for name, lead in leads.items() if lead.n >= enough}
+    return {name: exact_wilcoxon(*pair, evidence.alpha, len(leads)) for name, pair in pairs.items()}
 
 
 def _method(evidence: Evidence, name: str, compare) -> MethodSummary:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from dataclasses import dataclass
 
 NOT_MEASURED = "–"
+HEADING_LETTERS = 9  # of a line in a LaTeX heading
 # Characters that LaTeX treats specially or that its default fonts lack.
 LATEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
          "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "–": "--", "≥": r"$\geq$", "≤": r"$\leq$",
@@ -115,7 +117,7 @@ def to_latex(table: Table) -> str:
     kinds = "".join(_latex_kind(column, number) for column, number in zip(table.columns, table.numeric(), strict=True))
     lines = [f"% {table.title} (written by pipeline/report.py; needs the packages booktabs and array)",
              rf"\begin{{tabular}}{{{kinds}}}",
-             r"\toprule", _latex_row(column.heading for column in table.columns), r"\midrule",
+             r"\toprule", _latex_headings(table), r"\midrule",
              *(_latex_row(row) for row in table.cells()), r"\bottomrule", r"\end{tabular}",
              f"% {table.note}"]
     return "\n".join(line.replace("\n", " ") for line in lines) + "\n"
@@ -127,8 +129,26 @@ def _latex_kind(column: Column, number: bool) -> str:
     return "r" if number else "l"
 
 
+def _latex_headings(table: Table) -> str:
+    """Headings broken into short lines: numbers need less room than the words above them."""
+    texts = [_latex_text(column.heading) if column.wrap else _stacked(column.heading, "r" if number else "l")
+             for column, number in zip(table.columns, table.numeric(), strict=True)]
+    return " & ".join(texts) + r" \\"
+
+
+def _stacked(heading: str, side: str) -> str:
+    lines = [_latex_text(line) for line in textwrap.wrap(heading, HEADING_LETTERS, break_long_words=False)]
+    if len(lines) < 2:
+        return "".join(lines)
+    return rf"\begin{{tabular}}[b]{{@{{}}{side}@{{}}}}" + r"\\".join(lines) + r"\end{tabular}"
+
+
+def _latex_text(text: str) -> str:
+    return "".join(LATEX.get(letter, letter) for letter in text)
+
+
 def _latex_row(cells) -> str:
-    return " & ".join("".join(LATEX.get(letter, letter) for letter in cell) for cell in cells) + r" \\"
+    return " & ".join(map(_latex_text, cells)) + r" \\"
 
 
 def _number(key: str, value, digits: int | None):

@@ -68,7 +68,7 @@ def t1(evidence: Evidence, summary: Summary) -> Table:
             f"{wilcoxon_note(evidence, summary)}{_flagged(summary)}")
     columns = tuple(Column(c.key, c.heading.replace("95 %", confidence), c.digits, c.shown) for c in T1_COLUMNS)
     rows = [t1_row(method, summary.adjusted.get(name)) for name, method in summary.methods.items()]
-    return Table("T1", f"T1. System-level performance: {subject(evidence)}, n = {summary.n} seeds", note, columns, rows)
+    return Table("T1", f"T1. System-level performance: {subject(evidence)}, {summary.n}", note, columns, rows)
 
 
 def t1_row(method: MethodSummary, p_adjusted: float | None) -> dict:
@@ -90,7 +90,7 @@ def t10(evidence: Evidence, summary: Summary) -> Table:
     note = ("Per group: kept fraction of its channels, mean over seeds. The methods differ in "
             "criterion and allocator together. Seconds: mean over seeds on the machine that allocated; – where the "
             f"plan was restored from cache. {conditions(evidence)}.")
-    title = f"T10. Allocators compared, kept ratio per group: {subject(evidence)}, n = {summary.n} seeds"
+    title = f"T10. Allocators compared, kept ratio per group: {subject(evidence)}, {summary.n}"
     return Table("T10", title, note, columns, rows, reading=_turned(Table("T10", title, note, columns, rows)))
 
 
@@ -142,20 +142,20 @@ def conditions(evidence: Evidence) -> str:
 
 
 def wilcoxon_note(evidence: Evidence, summary: Summary) -> str:
-    """Why no Wilcoxon p is printed, and how many seeds would do; empty where n is enough."""
+    """Where the exact Wilcoxon p is, or why it is not printed and how many seeds would do."""
     if not summary.leads:
         return ""
     n = min(lead.n for lead in summary.leads.values())
     needed = seeds_needed(evidence.alpha, len(summary.leads))
     if n >= needed:
-        return ""
+        return "Exact Wilcoxon p-values: wilcoxon_p in figures/paired_differences.csv."
     return (f"An exact Wilcoxon test is not printed: with n = {n} it cannot go below {smallest_wilcoxon_p(n):.4g}; "
             f"{needed} seeds would do.")
 
 
 def _flagged(summary: Summary) -> str:
-    flags = [flag for method in summary.methods.values() for flag in method.flags]
-    return f" Flagged by the benchmark stage: {'; '.join(flags)}." if flags else ""
+    cells = dict.fromkeys(flag.partition(":")[0] for method in summary.methods.values() for flag in method.flags)
+    return f" The benchmark stage flagged the timing of {', '.join(cells)}." if cells else ""
 
 
 def _t10_row(evidence: Evidence, method: MethodSummary) -> dict:

@@ -47,7 +47,7 @@ def plan(context: Context, options: Options) -> PruningPlan:
     environment = PruningEnvironment(context.network, context.groups, order, context.factors,
                                      context.calibration.first(256), context.validation.first(options.images))
     target = Target(context.budget, context.min_ratio, context.tolerance)
-    found = search(environment, relative, target, options, context.derived_seed, f"allocate {context.cell}")
+    found = search(environment, relative, target, options, context.derived_seed, context.validation)
     history = {"evaluations": environment.evaluations, "images": environment.images, "chosen": found.chosen,
                "episodes": found.episodes}
     return context.keep_best(scores, found.widths, "H-OBS, R-SPAR", repair="least_squares", search=history)

@@ -1,0 +1,59 @@
+"""Documentation that is executed, and documentation that is generated."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch.utils.data import DataLoader, TensorDataset
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def code_blocks(page: str) -> list[str]:
+    return re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+
+
+def test_every_example_of_the_api_page_runs(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks, names = code_blocks("docs/API.md"), {}
+    assert len(blocks) >= 10
+    for block in blocks:
+        exec(compile(block, "docs/API.md", "exec"), names)
+
+
+def test_every_public_name_is_on_the_api_page():
+    import hobs_rspar
+
+    page = (ROOT / "docs/API.md").read_text()
+    assert [name for name in hobs_rspar.__all__ if name not in page and name != "PruningPlan"] == []
+
+
+def test_the_readme_example_runs_on_a_users_model():
+    from hobs_rspar.networks import NetworkSpec, build
+
+    images, labels = torch.randn(192, 1, 28, 28), torch.randint(10, (192,))
+    names = {"model": build(NetworkSpec("resnet8", 10, 1, 28)), "images": images,
+             "loader": DataLoader(TensorDataset(images, labels), batch_size=64)}
+    block = code_blocks("README.md")[0]
+    assert len(block.strip().splitlines()) <= 10
+    exec(compile(block.replace("protect=", "iterations=1, episodes=2, protect="), "README.md", "exec"), names)
+    assert abs(names["report"]["macs_ratio"] - 0.5) < 0.005
+
+
+def test_the_methods_page_is_what_the_docstrings_say():
+    done = subprocess.run([sys.executable, "tasks/methods_page.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_readme_table_is_what_the_report_says():
+    from hobs_rspar.evidence import readme
+
+    report = ROOT / "reports/default"
+    if not (report / "tables/T1.csv").exists():
+        pytest.skip("the default study has not been run")
+    assert readme.render(report) in (ROOT / "README.md").read_text()

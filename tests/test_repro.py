@@ -1,0 +1,158 @@
+"""``make repro`` and ``make update``: what runs, what a failure leaves, who may write. Stubs stand for stages."""
+
+import os
+import shutil
+import signal
+import subprocess
+import time
+
+import psutil
+import pytest
+import yaml
+from clones import Clone
+
+REST = {"prune@l1-2", "finetune@l1-2", "benchmark@l1-2"}
+CELLS = {"l1-1", "l1-2", "hobs_rspar-1", "hobs_rspar-2"}
+
+
+@pytest.fixture()
+def clone(stubbed, tmp_path) -> Clone:
+    """A copy of the finished stubbed study, cache and intermediate files included."""
+    shutil.copytree(stubbed.path, tmp_path / "copy")
+    return Clone(tmp_path / "copy")
+
+
+@pytest.fixture()
+def fresh(stubbed, tmp_path) -> Clone:
+    """What a stranger gets: the commit, without cache and without intermediate files."""
+    subprocess.run(["git", "clone", "--quiet", stubbed.path, tmp_path / "fresh"], check=True)
+    return Clone(tmp_path / "fresh")
+
+
+def test_nothing_to_do_is_said_and_quick(clone):
+    before = clone.read("dvc.lock")
+    started = time.process_time(), os.times().children_user
+    out = clone.run("make repro JOBS=2")
+    used = time.process_time() - started[0] + os.times().children_user - started[1]
+    assert "everything is up to date" in out and "reports/stubbed/index.html" in out
+    assert used < 5 and clone.read("dvc.lock") == before
+
+
+def test_parallel_cells_run_each_and_lock_the_same(clone):
+    """Without cache and results, so that all stages run; the other side is the plain ``dvc repro`` of the fixture."""
+    serial = forget_everything(clone)
+    out = clone.run("make repro JOBS=2")
+    assert all(f"finetune {cell}:" in out for cell in CELLS) and "[4/4, about 0.0 min left]" in out
+    assert yaml.safe_load(clone.read("dvc.lock")) == yaml.safe_load(serial)
+
+
+def test_serial_run_writes_the_lock_as_dvc_does(clone):
+    """libyaml instead of DVC's own writer: the same bytes."""
+    serial = forget_everything(clone)
+    clone.run("make repro JOBS=1")
+    assert clone.read("dvc.lock") == serial
+
+
+def forget_everything(clone: Clone) -> str:
+    """Back to before the first run; returns what dvc.lock was."""
+    lock = clone.read("dvc.lock")
+    (clone.path / "dvc.lock").unlink()
+    for folder in ("artifacts", "data", "reports/stubbed", ".dvc/cache"):
+        shutil.rmtree(clone.path / folder)
+    return lock
+
+
+def test_failed_cell_leaves_the_others_intact(clone):
+    clone.set_params(**{"prune.ridge": 0.5})
+    clone.write("trap-prune-l1-2", "")
+    out = clone.run("make repro JOBS=2", ok=False)
+    assert "error: 1 of 4 cells failed" in out and "l1-2: prune l1-2 was told to fail" in out
+    assert "Traceback" not in out
+    assert {name for name in clone.stale() if "@" in name} == REST
+    status = clone.run("make status")
+    assert "1 failed" in status and "told to fail" in status
+    (clone.path / "trap-prune-l1-2").unlink()
+    assert "[1/1" in clone.run("make repro JOBS=2")
+    assert clone.stale() == set()
+
+
+def test_failed_cell_of_a_serial_run(clone):
+    clone.set_params(**{"prune.ridge": 0.5})
+    clone.write("trap-prune-l1-2", "")
+    out = clone.run("make repro JOBS=1", ok=False)
+    assert "error: prune l1-2 was told to fail" in out and "1 of 4 cells failed" in out
+    assert {name for name in clone.stale() if "@" in name} == REST
+
+
+def test_edited_method_in_a_fresh_clone_reruns_its_cells_and_what_they_need(fresh):
+    """The dense network is in the commit; data and sensitivity are not and have to run for the method's cells."""
+    assert fresh.run("make update JOBS=2").count("everything is up to date") == 1
+    before = fresh.locked()
+    fresh.write("src/hobs_rspar/methods/l1.py", fresh.read("src/hobs_rspar/methods/l1.py") + "\n# edited\n")
+    out = fresh.run("make update JOBS=2")
+    changed = {stage for stage, entry in fresh.locked().items() if entry != before[stage]}
+    assert changed == {f"{stage}@l1-{seed}" for stage in ("allocate", "prune", "finetune", "benchmark")
+                       for seed in (1, 2)} | {"report"}
+    assert "hobs_rspar" not in out and "data :" in out
+
+
+def test_second_writer_is_told_who_works(clone):
+    clone.set_params(**{"prune.ridge": 0.5})
+    clone.write("trap-prune-l1-1", "20")
+    first = clone.start(["make", "repro", "JOBS=2"])
+    try:
+        wait_for(lambda: stage_of(first, "prune.py"))
+        out = clone.run("make repro JOBS=2", ok=False)
+        assert "error: 'make repro' (process" in out and "already working" in out
+        assert "already working" in clone.run("make study STUDY=toy", ok=False)
+    finally:
+        stop(first)
+
+
+@pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_run_leaves_no_process_and_goes_on(clone, how):
+    clone.set_params(**{"prune.ridge": 0.5})
+    clone.write("trap-prune-l1-1", "60")
+    first = clone.start(["make", "repro", "JOBS=2"])
+    try:
+        wait_for(lambda: stage_of(first, "prune.py"))
+        workers = psutil.Process(first.pid).children(recursive=True)
+        if how == signal.SIGINT:
+            os.killpg(first.pid, how)  # as a terminal does
+        else:
+            next(worker for worker in workers if "tasks/repro.py" in worker.cmdline()).terminate()
+        out = first.communicate(timeout=30)[0]
+    finally:
+        stop(first)
+    assert "stopped; what is finished is kept" in out and "Traceback" not in out
+    assert not psutil.wait_procs(workers, timeout=5)[1]
+    (clone.path / "trap-prune-l1-1").unlink()
+    if how == signal.SIGINT:
+        clone.run("make repro JOBS=2")
+        assert clone.stale() == set()
+
+
+def test_bad_params_stop_before_anything_runs(clone):
+    clone.set_params(**{"methods.hobs_rspar.iterations": -3, "sensitivity.damping": 0.5})
+    out = clone.run("make repro", ok=False)
+    assert "error: params.yaml: methods.hobs_rspar.iterations" in out and "stub" not in out
+    assert "at least one cell" in clone.run("make repro JOBS=0", ok=False)
+
+
+def wait_for(condition, seconds: float = 60) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen in time"
+        time.sleep(0.1)
+
+
+def stage_of(process: subprocess.Popen, script: str) -> bool:
+    return any(script in " ".join(child.cmdline()) for child in psutil.Process(process.pid).children(recursive=True)
+               if child.is_running() and child.status() != psutil.STATUS_ZOMBIE)
+
+
+def stop(process: subprocess.Popen) -> None:
+    """Ends a process group that a test started."""
+    if process.poll() is None:
+        os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()

@@ -1,0 +1,71 @@
+"""The toy study: the whole path from nothing to the report, twice, and in parallel as in series."""
+
+import json
+import os
+import time
+
+import yaml
+
+TIMED = ("latency", "benchmark", "report")  # their outputs contain measurements
+
+
+def test_runs_from_nothing_to_the_report(toy):
+    out = toy.read("printed/repro")
+    params = yaml.safe_load(toy.read("params.yaml"))["study"]
+    cells = [f"{method}-{seed}" for method in params["methods"] for seed in params["seeds"]]
+    assert f"[{len(cells)}/{len(cells)}," in out and "reports/toy/index.html  reports/toy/tables/T1.md" in out
+    for cell in cells:
+        assert f"finetune {cell}: " in out and f"benchmark {cell}: " in out
+        assert (toy.path / f"reports/toy/cells/{cell}.json").is_file()
+    for name in ("index.html", "metrics.json", "tables/T1.csv", "tables/claims.csv"):
+        assert (toy.path / "reports/toy" / name).stat().st_size > 0
+    assert "Traceback" not in out and "Warning" not in out
+
+
+def test_second_run_does_nothing_and_is_quick(toy):
+    before = toy.read("dvc.lock")
+    started = os.times()
+    out = toy.run("make repro JOBS=2")
+    ended = os.times()
+    # CPU time: wall-clock time says little on a busy machine
+    assert ended.children_user + ended.children_system - started.children_user - started.children_system < 5
+    assert "everything is up to date" in out and toy.read("dvc.lock") == before
+    assert "up to date" in toy.run("dvc repro").splitlines()[-1]
+
+
+def test_budget_is_met_by_every_plan(toy):
+    for path in (toy.path / "reports/toy/cells").glob("*.json"):
+        cell = json.loads(path.read_text())
+        wanted = 1 if cell["method"] == "unpruned" else cell["budget"]["macs"]
+        assert abs(cell["plan"]["macs_ratio"] - wanted) <= 0.01 * wanted, path.name
+
+
+def test_serial_run_has_the_same_hashes(toy, new_clone):
+    """Computed anew in another checkout, without cache: one seed of the two methods, one process after the other."""
+    clone = new_clone("serial")
+    clone.run("make study STUDY=toy")
+    clone.set_params(**{"study.methods": ["l1", "hobs_rspar"], "study.seeds": [42], "benchmark.seconds": 0.1})
+    out = clone.run("make repro JOBS=1", timeout=600)
+    assert "finetune hobs_rspar-42" in out
+    compared = [stage for stage in clone.locked() if stage.partition("@")[0] not in TIMED]
+    assert {stage.partition("@")[0] for stage in compared} == {"data", "pretrain", "sensitivity", "allocate", "prune",
+                                                             "finetune"}
+    for stage in compared:
+        assert clone.outputs(stage) == toy.outputs(stage), stage
+
+
+def test_status_of_a_finished_study(toy):
+    started = time.monotonic()
+    out = toy.run("make status")
+    assert "6 done" in out and time.monotonic() - started < 10
+
+
+def test_switching_studies_keeps_each_lock(toy):
+    """Away and back: no stage of the toy study becomes stale."""
+    lock, params = toy.read("dvc.lock"), toy.read("params.yaml")
+    toy.run("make study STUDY=default")
+    assert toy.read("params.yaml") == toy.read("configs/default.yaml")
+    toy.run("make study STUDY=toy")
+    assert toy.read("dvc.lock") == lock and toy.read("params.yaml") == params
+    assert toy.stale() == set()
+    toy.run("git checkout --quiet -- . && git clean --quiet --force reports")
