@@ -25,6 +25,7 @@ def main() -> None:
     folder = paths.cell(cell)
     network, spec = checkpoint.load_with_spec(folder / "pruned.safetensors")
     train, validation = (data.load(paths.data, name, device) for name in ("train", "validation"))
+    train = train.first(recipe.images or len(train))
     teacher = None
     if recipe.distillation.weight > 0:
         teacher = checkpoint.load(paths.dense / "dense.safetensors").to(device)
@@ -33,7 +34,7 @@ def main() -> None:
 
     checkpoint.save(folder / "recovered.safetensors", task.network, spec)
     result = {"history": state.history, "top1_validation": state.history[-1]["validation_top1"],
-              **test(task.network, paths, device), "training_images": state.history[-1]["images"]}
+              **test(task.network, paths, device, recipe.precision), "training_images": state.history[-1]["images"]}
     (folder / "recovery.json").write_text(json.dumps(result, indent=1) + "\n")
     resume.Resume(paths.resume(cell), "").clear()
     seconds = record_seconds(paths.cost(cell, "finetune"), started)
@@ -53,10 +54,10 @@ def recover(task: training.Task, paths: Paths, cell: str, images: int) -> traini
             return training.fit(task, state, lambda now: saved.save(task.network, now))
 
 
-def test(network, paths: Paths, device) -> dict:
-    """The only look at the test images, after the last epoch; in fp32, as the network is deployed."""
+def test(network, paths: Paths, device, precision: str) -> dict:
+    """The only look at the test images, after the last epoch; in the precision that the dense network is tested in."""
     images = data.load(paths.data, "test", device)
-    out, labels = training.logits(network, images), images.labels.cpu()
+    out, labels = training.logits(network, images, precision), images.labels.cpu()
     correct = np.packbits((out.argmax(1) == labels).numpy())
     return {"top1_test": training.accuracy(out, labels), "top5_test": training.accuracy(out, labels, 5),
             "test_images": len(labels), "correct": base64.b64encode(correct.tobytes()).decode()}

@@ -20,6 +20,7 @@ from hobs_rspar.methods._protocol import Context
 from hobs_rspar.networks import NetworkSpec
 from hobs_rspar.plan import GroupPlan, PruningPlan
 
+OWN = NetworkSpec("own", 4, 2, 9)  # what the networks of this file take
 ZOO = {
     "resnet8": NetworkSpec("resnet8", 10, 1, 28),
     "resnet20": NetworkSpec("resnet20", 10, 1, 28),
@@ -86,12 +87,28 @@ class Plain(nn.Module):
         return self.out(F.relu(self.second(F.relu(self.first(x)))).flatten(1))
 
 
+class Stream(nn.Module):
+    """A residual stream of 24 channels and 48 more: enough channels for statistics over them."""
+
+    def __init__(self, classes: int = 4):
+        super().__init__()
+        self.stem, self.stem_bn = nn.Conv2d(2, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.inner, self.inner_bn = nn.Conv2d(24, 24, 3, padding=1, bias=False), nn.BatchNorm2d(24)
+        self.down, self.down_bn = nn.Conv2d(24, 48, 3, stride=2, bias=False), nn.BatchNorm2d(48)
+        self.out = nn.Linear(48, classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.stem_bn(self.stem(x)))
+        x = F.relu(x + self.inner_bn(self.inner(x)))
+        return self.out(F.relu(self.down_bn(self.down(x))).mean((2, 3)))
+
+
 def seeded(kind, seed: int = 0) -> nn.Module:
     """A network of ours (input [2, 9, 9]) with random weights and batch norms, in evaluation mode."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = kind()
-    return randomised(network, batch(NetworkSpec("", 4, 2, 9), 64), seed)
+    return randomised(network, batch(OWN, 64), seed)
 
 
 @torch.no_grad()
@@ -131,8 +148,21 @@ def batch(spec: NetworkSpec, count: int = 3, seed: int = 0) -> Tensor:
     return F.interpolate(coarse, noise.shape[-2:], mode="bilinear") + 0.3 * noise
 
 
-def images(count: int, channels: int = 2, size: int = 9, classes: int = 4, seed: int = 0) -> Images:
-    """A problem that a small network can learn: one blurred random template per class, plus noise."""
+IMAGES = batch(OWN, 5)
+
+
+def images(count: int, channels: int = 2, size: int = 9, classes: int = 4, seed: int = 0,
+           wrong: float = 0.0) -> Images:
+    """A problem that a small network can learn: one blurred random template per class, plus noise.
+
+    Args:
+        count: images.
+        channels: of the images.
+        size: edge in pixels.
+        classes: labels.
+        seed: other images of the same problem.
+        wrong: fraction of the labels that are drawn anew; then the loss stays away from 0.
+    """
     fixed = torch.Generator().manual_seed(99)
     templates = torch.rand(classes, channels, max(3, size // 3), max(3, size // 3), generator=fixed)
     templates = 60 + 140 * F.interpolate(templates, (size, size), mode="bilinear")
@@ -140,6 +170,8 @@ def images(count: int, channels: int = 2, size: int = 9, classes: int = 4, seed:
     labels = torch.randint(classes, (count,), generator=random)
     noise = 45 * torch.randn(count, channels, size, size, generator=random)
     pixels = (templates[labels] + noise).clamp(0, 255).to(torch.uint8)
+    redrawn = torch.rand(count, generator=random) < wrong
+    labels = torch.where(redrawn, torch.randint(classes, (count,), generator=random), labels)
     return Images(pixels, labels, torch.full((channels,), 0.5), torch.full((channels,), 0.25))
 
 

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from small import (
+    IMAGES,
     ZOO,
     Joined,
     Mixed,
@@ -34,7 +35,6 @@ from hobs_rspar.networks import NetworkSpec, build, torchvision_models
 from hobs_rspar.plan import PruningPlan
 
 CASES = [("resnet20", seed) for seed in range(4)] + [(name, 0) for name in ZOO if name != "resnet20"]
-IMAGES = batch(NetworkSpec("", 4, 2, 9), 5)  # for the networks of small.py
 
 
 @torch.no_grad()
@@ -151,7 +151,8 @@ def test_indices_of_flattened_and_joined_layers():
     flattened = next(m for m in mixed.named("down").members if m.layer == "hidden")
     assert flattened.index == tuple(tuple(range(25 * c, 25 * c + 25)) for c in range(5))
     joined = surgery.groups(seeded(Joined), IMAGES[:1])
-    assert next(m for m in joined.named("right").members if m.layer == "join").index == tuple((4 + c,) for c in range(6))
+    join = next(m for m in joined.named("right").members if m.layer == "join")
+    assert join.index == tuple((4 + c,) for c in range(6))
     depthwise = mixed.named("expand")
     assert [m.layer for m in depthwise.with_role("depthwise")] == ["depthwise"]
 
@@ -230,7 +231,7 @@ class Halved(nn.Module):
         return self.out((self.left(left) + self.right(right)).mean((2, 3)))
 
 
-@pytest.mark.xfail(strict=True, reason="channels that are split between consumers have ragged indices and no protection")
+@pytest.mark.xfail(strict=True, reason="channels split between consumers have ragged indices and no protection")
 def test_split_channels_are_kept_whole_or_counted_right():
     network, example = seeded(Halved), torch.zeros(1, 2, 9, 9)
     groups = surgery.groups(network, example)

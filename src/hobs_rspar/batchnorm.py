@@ -88,7 +88,7 @@ def batch_norm(norm: nn.BatchNorm2d, x: Tensor) -> Tensor:
 
 
 def _pays(norm: nn.BatchNorm2d, x: Tensor) -> bool:
-    return (norm.training and x.device.type == "cpu" and x.shape[1] % VECTOR != 0 and x.numel() > LARGE
+    return (norm.training and x.device.type == "cpu" and 1 < x.shape[1] and x.shape[1] % VECTOR != 0 and x.numel() > LARGE
             and x.is_contiguous(memory_format=torch.channels_last))
 
 

@@ -100,6 +100,7 @@ class Distillation(Section):
 
 
 class Finetune(Training):
+    images: Positive | None
     distillation: Distillation
 
 

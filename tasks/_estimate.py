@@ -1,0 +1,57 @@
+"""How long cells take: from the recorded times of those that have run."""
+
+from __future__ import annotations
+
+import json
+from statistics import mean
+
+from hobs_rspar.config import Params
+from hobs_rspar.paths import Paths
+
+STAGES = ("allocate", "prune", "finetune")
+START_SECONDS = 3.0  # a stage's own start (DVC, Python, PyTorch), about this on two busy cores
+
+
+def recorded(params: Params) -> dict[str, float]:
+    """Seconds that allocation, surgery and recovery of each cell took when they last ran here."""
+    paths = Paths.of(params.study)
+    times = {}
+    for cell in params.cells:
+        files = [paths.cost(cell, stage) for stage in STAGES]
+        if all(file.exists() for file in files):
+            times[cell] = sum(json.loads(file.read_text())["seconds"] for file in files)
+    return times
+
+
+def expected(cell: str, times: dict[str, float]) -> float:
+    """A cell's own recorded time, else the mean over its method's cells, else over all cells."""
+    method = [seconds for other, seconds in times.items() if other.rpartition("-")[0] == cell.rpartition("-")[0]]
+    return times.get(cell) or mean(method or times.values())
+
+
+def total(params: Params, cells: dict[str, float], jobs: int) -> float:
+    """Wall seconds of some cells: side by side up to recovery, then the benchmarks one after the other.
+
+    Args:
+        params: of the study.
+        cells: seconds of every cell's allocation, surgery and recovery.
+        jobs: cells at once.
+    """
+    side_by_side = sum(cells.values()) + len(cells) * len(STAGES) * START_SECONDS
+    alone = len(cells) * (params.benchmark.seconds + START_SECONDS) + START_SECONDS
+    return side_by_side / max(1, min(jobs, len(cells))) + alone
+
+
+def remaining(params: Params, cells: list[str], jobs: int) -> str:
+    """A sentence about the time that some cells will take."""
+    times = recorded(params)
+    if cells and not times:
+        return "time left: not known, no cell has run here; 'make preview' measures and estimates"
+    seconds = total(params, {cell: expected(cell, times) for cell in cells}, jobs)
+    return f"time left: about {in_words(seconds)} with JOBS={jobs} (from the recorded times of cells)"
+
+
+def in_words(seconds: float) -> str:
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,496 @@
+"""Budgets, thresholds, PPO, the penalty, the environment and the search, against hand computation and brute force."""
+
+import copy
+import itertools
+import math
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from small import IMAGES, ZOO, Stream, assert_same, context, images, seeded, snapshot, trained, zoo_groups
+from torch import nn
+from torch.nn import functional as F
+
+from hobs_rspar import cost, surgery
+from hobs_rspar.allocation.budget import complete, floors, project
+from hobs_rspar.allocation.environment import Evaluation, PruningEnvironment
+from hobs_rspar.allocation.penalty import AdaptivePenalty
+from hobs_rspar.allocation.ppo import RSPARAgent
+from hobs_rspar.allocation.rspar import Target, search
+from hobs_rspar.allocation.threshold import threshold_widths
+from hobs_rspar.allocation.uniform import uniform_widths
+from hobs_rspar.coupling import Group, Groups, Member
+from hobs_rspar.curvature.hobs import analyse, centred, collect_factors
+from hobs_rspar.curvature.repair import reestimate_batchnorm
+from hobs_rspar.errors import UserError
+from hobs_rspar.training import accuracy, logits
+
+
+def kept(groups: Groups, widths: np.ndarray) -> float:
+    return float(groups.macs(np.asarray(widths))) / groups.dense_macs
+
+
+def chain(*channels: int, protected: str = "") -> Groups:
+    """Groups of a chain of 1x1 convolutions on one pixel: inputs 1, outputs 1, so MACs are products of neighbours."""
+    names = [f"conv{i}" for i in range(len(channels) + 1)]
+    widths = [1, *channels, 1]
+    layers = {name: (a * b, b, a) for name, a, b in zip(names, widths, widths[1:])}
+    groups = []
+    for i, count in enumerate(channels):
+        index = tuple((c,) for c in range(count))
+        members = (Member(names[i], "producer", index), Member(names[i + 1], "consumer", index))
+        groups.append(Group(names[i], count, members, "as asked" if names[i] == protected else ""))
+    return Groups(groups, layers)
+
+
+# --- budgets
+
+@pytest.mark.parametrize("name", [name for name in ZOO if name != "resnet20"])
+def test_budgets_are_met_from_any_ratios(name):
+    groups, random = zoo_groups(name), np.random.default_rng(0)
+    low = floors(groups, 0.1)
+    for _ in range(12):
+        budget, ratios = random.uniform(0.1, 1), random.uniform(0.01, 1, len(groups))
+        widths = project(groups, ratios, budget, 0.1)
+        assert abs(kept(groups, widths) - budget) <= 0.01 * budget
+        assert (widths >= low).all() and (widths <= groups.sizes).all() and widths.dtype.kind == "i"
+
+
+def test_uniform_widths_are_uniform_up_to_single_channels():
+    groups = zoo_groups("resnet20")
+    for budget in (0.1, 0.26, 0.5, 0.9):
+        widths = uniform_widths(groups, budget)
+        ratios = widths / groups.sizes
+        middle = np.median(ratios)
+        assert (np.abs(widths - middle * groups.sizes) <= 1.5).all()
+        assert abs(kept(groups, widths) - budget) <= 0.01 * budget
+    assert (uniform_widths(groups, 1.0) == groups.sizes).all()
+
+
+def test_projection_keeps_the_proportions():
+    groups = zoo_groups("resnet20")
+    ratios = np.linspace(0.2, 0.9, len(groups))
+    widths = project(groups, ratios, 0.3, 0.01)
+    scaled = project(groups, 0.37 * ratios, 0.3, 0.01)
+    assert (widths == scaled).all()
+    scale = (widths / groups.sizes / ratios)
+    assert (np.abs(scale - np.median(scale)) * ratios * groups.sizes <= 1.5).all()
+
+
+def test_floors_and_protected_groups_are_respected():
+    groups = surgery.groups(context("resnet8", "l1").network, ZOO["resnet8"].example(), ["layer1.0.conv1"])
+    low = floors(groups, 0.35)
+    assert low.tolist() == [6, 16, 12, 12, 23, 23]  # ceilings, and all of the protected group
+    ratios = np.array([1, 0.01, 0.01, 0.01, 1, 1])
+    widths = project(groups, ratios, 0.45, 0.35)
+    assert (widths >= low).all() and widths[1] == 16 and widths[2] == 12
+    assert abs(kept(groups, widths) - 0.45) <= 0.0045
+    assert floors(groups, 1e-9).tolist() == [1, 16, 1, 1, 1, 1]
+
+
+def test_impossible_budgets_are_refused():
+    groups = zoo_groups("resnet8")
+    with pytest.raises(UserError, match="budget 0.05x MACs cannot be met: with every group at its floor .*0.5, .*remain"):
+        project(groups, np.ones(6), 0.05, 0.5)
+    with pytest.raises(UserError, match="nearest widths keep 0.5000x .group conv0 is the coarsest.; change the budget"):
+        uniform_widths(chain(2), 0.7)
+
+
+def test_completion_takes_the_nearest_widths():
+    """One channel away from the budget, and the cheapest way there is one channel of the right group."""
+    groups = chain(100, 100)
+    wanted = np.array([50.0, 50.0])
+    target = kept(groups, np.array([50, 51]))
+    widths = complete(groups, wanted, target, np.array([1, 1]), tolerance=1e-9)
+    assert sorted(widths.tolist()) == [50, 51]
+    assert (complete(groups, wanted, target, np.array([1, 1]), tolerance=0.05) == 50).all()  # met as it is
+
+
+@pytest.mark.xfail(strict=True, reason="completion stops where no single change comes nearer, though others meet it")
+def test_small_networks_meet_every_budget_that_can_be_met():
+    groups = surgery.groups(seeded(Stream), IMAGES[:1])
+    every = np.array(list(itertools.product(*(range(1, size + 1) for size in groups.sizes))))
+    ratios = groups.macs(every) / groups.dense_macs
+    for budget in np.arange(0.1, 1, 0.02):
+        if (np.abs(ratios - budget) <= 0.01 * budget).any():
+            assert abs(kept(groups, uniform_widths(groups, budget)) - budget) <= 0.01 * budget
+
+
+def test_threshold_on_a_known_ranking():
+    groups = chain(10, 10, 10)
+    scores = [torch.arange(10) + 100.0, torch.arange(10) + 0.0, torch.arange(10) + 50.0]
+    target = kept(groups, np.array([10, 1, 7]))  # nine of the second group go first, then three of the third
+    widths = threshold_widths(groups, scores, target)
+    assert widths.tolist() == [10, 1, 7]
+    low = threshold_widths(groups, scores, kept(groups, np.array([10, 4, 4])), min_ratio=0.4)
+    assert low.tolist() == [10, 4, 4]
+    whole = threshold_widths(chain(10, 10, 10, protected="conv1"), scores, kept(groups, np.array([10, 10, 3])))
+    assert whole.tolist() == [10, 10, 3]
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
+def test_threshold_meets_its_budget_on_any_ranking(name):
+    groups = zoo_groups(name)
+    for seed in range(8):
+        random = torch.Generator().manual_seed(seed)
+        scores = [torch.rand(int(size), generator=random) * 10 ** float(torch.rand(1, generator=random))
+                  for size in groups.sizes]
+        budget = 0.15 + 0.1 * seed
+        assert abs(kept(groups, threshold_widths(groups, scores, budget, 0.1)) - budget) <= 0.01 * budget
+    with pytest.raises(UserError, match="cannot be met"):
+        threshold_widths(groups, scores, 0.05, 0.9)
+
+
+# --- penalty
+
+def test_penalty_as_printed_and_corrected():
+    printed, corrected = AdaptivePenalty(), AdaptivePenalty(sign=1)
+    assert printed.weight(0.93, 0.83) == pytest.approx(0.01 * math.exp(-0.25))
+    assert corrected.weight(0.93, 0.83) == pytest.approx(0.01 * math.exp(0.25))
+    assert printed.weight(0.5, 0.5) == corrected.weight(0.5, 0.5) == 0.01
+    assert printed.weight(0.9, 0.1) < printed.weight(0.9, 0.8) < corrected.weight(0.9, 0.8) < corrected.weight(0.9, 0.1)
+
+
+def test_penalty_stays_in_its_range():
+    steep = AdaptivePenalty(0.01, 10, 1, 1e-3, 0.05)
+    assert steep.weight(0.9, 0.1) == 0.05 and steep.weight(0.1, 0.9) == 1e-3
+    assert AdaptivePenalty().weight(93, 61) == 1e-4  # percentage points would sit on the bound
+
+
+# --- PPO
+
+def agent(**changes) -> RSPARAgent:
+    return RSPARAgent(**{"num_layers": 3, "hidden_dim": 16, "seed": 1} | changes)
+
+
+def test_log_prob_is_the_density_before_the_sigmoid():
+    ours, state = agent(initial_ratio=0.3), torch.randn(5, 7, generator=torch.Generator().manual_seed(0))
+    action, log_prob = ours.select_action(state)
+    assert action.shape == log_prob.shape == (5,) and ((action > 0) & (action < 1)).all()
+    mean = ours.policy.actor(state)[:, 0].detach()
+    raw = torch.logit(action) - math.log(0.3 / 0.7)
+    std = ours.policy.log_std.exp().item()
+    wanted = -0.5 * ((raw - mean) / std) ** 2 - math.log(std) - 0.5 * math.log(2 * math.pi)
+    assert torch.allclose(log_prob, wanted, atol=1e-4)
+    sure, _ = ours.select_action(state, deterministic=True)
+    assert torch.allclose(sure, torch.sigmoid(mean + math.log(0.3 / 0.7)))
+    assert torch.allclose(sure, torch.full((5,), 0.3), atol=0.02)  # the untrained policy is centred there
+
+
+SINGLE = pytest.mark.xfail(strict=True, raises=RuntimeError, reason="log_std has one dimension, a single state has none")
+
+
+@SINGLE
+def test_one_state_gives_one_action():
+    ours = agent()
+    action, log_prob = ours.select_action(torch.zeros(7))
+    assert action.shape == log_prob.shape == () and 0 < action < 1
+    assert ours.select_action([0.0] * 7, deterministic=True)[0] == pytest.approx(0.5, abs=0.02)
+
+
+def test_the_default_state_is_three_features_all_ratios_and_the_drop():
+    assert RSPARAgent(12).state_dim == 3 + 12 + 1
+    with pytest.raises(UserError, match="the state has 4 values, expected 7"):
+        agent().select_action(torch.zeros(4))
+
+
+def test_advantages_by_hand():
+    ours = agent(gamma=0.9, gae_lambda=0.8)
+    rewards = torch.tensor([[[0.0, 1.0], [0.5, 0.0], [2.0, -1.0]]])  # one round of two parallel episodes
+    values = torch.tensor([[[1.0, 0.2], [0.3, 0.4], [0.7, -0.5]]])
+    for episode in range(2):
+        r, v = rewards[0, :, episode].tolist(), values[0, :, episode].tolist()
+        delta = [r[0] + 0.9 * v[1] - v[0], r[1] + 0.9 * v[2] - v[1], r[2] - v[2]]
+        wanted = [delta[0] + 0.72 * delta[1] + 0.72**2 * delta[2], delta[1] + 0.72 * delta[2], delta[2]]
+        assert ours._advantages(rewards, values)[0, :, episode].tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def episode(ours: RSPARAgent, rewards, count: int = 4) -> None:
+    for step in range(3):
+        ours.select_action(torch.randn(count, 7, generator=torch.Generator().manual_seed(step)))
+        ours.observe(rewards[step])
+
+
+def normalised_advantages(ours: RSPARAgent) -> torch.Tensor:
+    rewards, values = (torch.stack(part)[None] for part in (ours.rollout.rewards, ours.rollout.values))
+    found = ours._advantages(rewards, values).flatten()
+    return (found - found.mean()) / found.std(correction=0)
+
+
+@pytest.mark.parametrize("factor", [0.5, 1.0, 2.0])
+def test_the_ratio_is_clipped(factor):
+    ours = agent(entropy=0.0)
+    episode(ours, torch.randn(3, 4, generator=torch.Generator().manual_seed(9)))
+    advantages = normalised_advantages(ours)
+    ours.rollout.log_probs = [part - math.log(factor) for part in ours.rollout.log_probs]  # now pi/pi_old = factor
+    losses = ours.update_policy(batch_size=100, epochs=1)
+    clipped = min(max(factor, 0.8), 1.2)
+    wanted = -torch.minimum(factor * advantages, clipped * advantages).mean()
+    assert losses["policy_loss"] == pytest.approx(wanted.item(), abs=1e-5)
+
+
+def test_beyond_the_clip_the_actor_stays():
+    """Where the ratio is 2 and every advantage positive, nothing pulls at the actor; the critic still learns."""
+    ours = agent(entropy=0.0, lr=0.01)
+    states, actions = torch.randn(8, 7), torch.randn(8)
+    old = ours.policy(states)[0].log_prob(actions).detach() - math.log(2)
+    before = copy.deepcopy(ours.policy.state_dict())
+    ours._step(states, actions, old, torch.ones(8), torch.ones(8))
+    same = {name: torch.equal(tensor, before[name]) for name, tensor in ours.policy.state_dict().items()}
+    assert all(same[name] for name in same if not name.startswith("critic"))
+    assert not any(same[name] for name in same if name.startswith("critic"))
+    ours._step(states, actions, old, -torch.ones(8), torch.ones(8))  # a negative advantage is not clipped there
+    assert not torch.equal(ours.policy.log_std, before["log_std"])
+
+
+def test_losses_of_an_update_by_hand():
+    ours = agent(entropy=0.02, gamma=1.0, gae_lambda=1.0)
+    episode(ours, torch.tensor([[0.0] * 4, [0.0] * 4, [1.0, 2.0, 3.0, 4.0]]))
+    values = torch.stack(ours.rollout.values)
+    returns = torch.tensor([1.0, 2.0, 3.0, 4.0]).expand(3, 4)  # undiscounted: the episode's reward, at every step
+    losses = ours.update_policy(batch_size=12, epochs=1)
+    assert losses["value_loss"] == pytest.approx((values - returns).square().mean().item(), rel=1e-5)
+    assert losses["entropy"] == pytest.approx(0.5 + 0.5 * math.log(2 * math.pi) + math.log(0.5), rel=1e-5)
+    assert losses["policy_loss"] == pytest.approx(0, abs=1e-5)  # ratios are 1, advantages have mean 0
+    assert ours.rollout.actions == [] and ours.rollout.rewards == []
+
+
+@SINGLE
+def test_single_and_parallel_episodes_are_the_same_update():
+    states = torch.randn(3, 1, 7, generator=torch.Generator().manual_seed(0))
+    agents = [agent(), agent()]
+    for step in range(3):
+        agents[0].select_action(states[step, 0])
+        agents[0].observe(float(step))
+        agents[1].select_action(states[step])
+        agents[1].observe(torch.tensor([float(step)]))
+    for ours in agents:
+        ours.update_policy(batch_size=2, epochs=3)
+    for a, b in zip(*(ours.policy.parameters() for ours in agents)):
+        assert torch.allclose(a, b, atol=1e-6)
+
+
+def test_incomplete_episodes_are_refused():
+    ours = agent()
+    with pytest.raises(UserError, match="complete episodes of 3 steps.*recorded: 0 actions, 0 rewards"):
+        ours.update_policy()
+    ours.select_action(torch.zeros(1, 7))
+    ours.observe(torch.ones(1))
+    with pytest.raises(UserError, match="recorded: 1 actions, 1 rewards"):
+        ours.update_policy()
+
+
+def solve(seed: int, updates: int) -> tuple[float, float, float]:
+    """A problem with a known optimum: three groups, each with its own best ratio among five."""
+    best = np.array([0.9, 0.1, 0.5])
+    ours = RSPARAgent(3, hidden_dim=32, lr=5e-3, gamma=1.0, seed=seed, entropy=0.0)
+    features = torch.eye(3)
+
+    def reward(ratios: torch.Tensor) -> torch.Tensor:
+        nearest = (ratios * 4).round() / 4  # five widths a group
+        return -(nearest - torch.tensor(best, dtype=torch.float32)).square().sum(1)
+
+    def walk(episodes: int, deterministic: bool = False) -> torch.Tensor:
+        ratios = torch.zeros(episodes, 3)
+        for step in range(3):
+            state = torch.cat([features[step].expand(episodes, -1), ratios, torch.zeros(episodes, 1)], 1)
+            ratios[:, step] = ours.select_action(state, deterministic)[0]
+            if not deterministic:
+                ours.observe(reward(ratios) if step == 2 else torch.zeros(episodes))
+        return reward(ratios)
+
+    before = walk(1, deterministic=True).item()
+    for _ in range(updates):
+        walk(32)
+        ours.update_policy(batch_size=48, epochs=6)
+    levels = torch.linspace(0, 1, 5)
+    optimum = reward(torch.tensor(list(itertools.product(levels, levels, levels)))).max().item()
+    return before, walk(1, deterministic=True).item(), optimum
+
+
+def test_updates_find_the_optimum_of_a_known_problem():
+    before, after, optimum = solve(seed=0, updates=40)
+    assert before < optimum - 0.2
+    assert after == pytest.approx(optimum, abs=1e-6)
+    assert solve(seed=0, updates=2) == solve(seed=0, updates=2)
+    assert solve(seed=0, updates=2) != solve(seed=1, updates=2) or before != optimum
+
+
+# --- environment
+
+@pytest.fixture(scope="module")
+def small():
+    """A trained network, its groups, elimination orders, factors and images."""
+    network, train = trained(seeded(Stream), images(512), epochs=2), images(512)
+    reestimate_batchnorm(network, train)
+    groups = surgery.groups(network, IMAGES[:1])
+    options = SimpleNamespace(batch_size=64, positions=None, damping=1e-3)
+    factors = collect_factors(network, train.first(128), options, torch.Generator().manual_seed(0))
+    found = analyse(network, groups, factors, 1e-3)
+    return SimpleNamespace(network=network, groups=groups, factors=factors, order=[e.order for e in found.eliminations],
+                           relative=[e.relative for e in found.eliminations], calibration=train.first(128),
+                           validation=images(200, seed=2, wrong=0.1))
+
+
+def environment(small) -> PruningEnvironment:
+    return PruningEnvironment(small.network, small.groups, small.order, small.factors, small.calibration,
+                              small.validation)
+
+
+WIDTHS = np.array([10, 20])
+
+
+def test_an_allocation_is_evaluated_once(small):
+    before = snapshot(small.network)
+    ours = environment(small)
+    assert ours.images == 200 and ours.evaluations == 0
+    first = ours.evaluate(WIDTHS)
+    assert ours.images == 200 + 128 + 200 and ours.evaluations == 1
+    assert ours.evaluate(WIDTHS.astype(float)) is first and ours.images == 528 and ours.evaluations == 1
+    ours.evaluate(WIDTHS + 1)
+    assert ours.evaluations == 2
+    assert_same(before, snapshot(small.network))
+
+
+def test_the_reward_is_that_of_the_repaired_network(small):
+    ours = environment(small)
+    network = ours.repaired(WIDTHS)
+    out = logits(network, small.validation, ours.PRECISION, ours.BATCH)
+    seen = ours.evaluate(WIDTHS)
+    assert seen.accuracy == pytest.approx(accuracy(out, small.validation.labels) / 100)
+    assert seen.loss == pytest.approx(F.cross_entropy(out, small.validation.labels).item())
+    dense = logits(small.network, small.validation, ours.PRECISION, ours.BATCH)
+    assert ours.dense.accuracy == pytest.approx(accuracy(dense, small.validation.labels) / 100)
+    assert seen.loss > ours.dense.loss > 0
+    other = images(50, seed=8)
+    assert ours.loss_on(WIDTHS, other) == pytest.approx(
+        F.cross_entropy(logits(network, other, ours.PRECISION, ours.BATCH), other.labels).item(), rel=1e-5)
+
+
+def test_kept_channels_are_the_last_of_the_order(small):
+    ours = environment(small)
+    for channels, order, width in zip(ours.kept(WIDTHS), small.order, WIDTHS):
+        assert channels == sorted(order.tolist()[-width:]) and len(channels) == width
+    assert [len(channels) for channels in ours.kept(small.groups.sizes)] == small.groups.sizes.tolist()
+
+
+def test_the_pruned_network_is_refitted_from_the_covariances(small):
+    ours = environment(small)
+    pruned = ours.pruned(WIDTHS)
+    assert cost.count(pruned, IMAGES[:1]).macs == small.groups.macs(WIDTHS)
+    alive = ours.kept(WIDTHS)
+    # the consumer of the last group, solved by hand: a ridge regression on the remaining, centred inputs
+    covariance = centred(small.factors["out/a"][0].double())
+    rows = alive[1]
+    level = PruningEnvironment.RIDGE * covariance[rows][:, rows].diagonal().mean()
+    gram = covariance[rows][:, rows] + level * torch.eye(len(rows), dtype=torch.float64)
+    wanted = torch.linalg.solve(gram, covariance[rows] @ small.network.out.weight.detach().double().T).T
+    assert torch.allclose(pruned.out.weight.detach().double(), wanted, atol=1e-4)
+    assert torch.equal(pruned.stem.weight, small.network.stem.weight[alive[0]])
+    whole = ours.pruned(small.groups.sizes)
+    assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), small.network.state_dict().values()))
+
+
+def test_refit_and_statistics_help(small):
+    ours = environment(small)
+    plain = surgery.remove_filters(small.network, IMAGES[:1], {
+        g.name: sorted(set(range(g.channels)) - set(k)) for g, k in zip(small.groups, ours.kept(WIDTHS))})
+    cut = F.cross_entropy(logits(plain, small.validation), small.validation.labels).item()
+    reestimate_batchnorm(plain, small.calibration)
+    normed = F.cross_entropy(logits(plain, small.validation), small.validation.labels).item()
+    assert ours.evaluate(WIDTHS).loss < normed < cut
+
+
+# --- search
+
+class FakeEnvironment:
+    """The accuracy is highest where the second group is widest; ``planted`` has the lowest loss on more images."""
+
+    def __init__(self, groups: Groups):
+        self.groups, self.dense, self.seen = groups, Evaluation(0.9, 0.3), []
+        self.losses: list[tuple[int, ...]] = []
+
+    def evaluate(self, widths) -> Evaluation:
+        widths = tuple(int(width) for width in widths)
+        self.seen.append(widths)
+        return Evaluation(0.2 + 0.6 * widths[1] / int(self.groups.sizes[1]), 1 - widths[1] / 1000)
+
+    def loss_on(self, widths, images) -> float:
+        widths = tuple(int(width) for width in widths)
+        assert images == "more images"
+        self.losses.append(widths)
+        return float(widths[0])  # lowest where the first group is narrowest
+
+
+OPTIONS = SimpleNamespace(iterations=4, episodes=8, hidden=16, learning_rate=3e-3, gamma=1.0, gae_lambda=0.95, clip=0.2,
+                          entropy=0.01, epochs=2, penalty=0.01, penalty_rate=2.5, penalty_sign=-1, penalty_min=1e-4,
+                          penalty_max=0.1)
+
+
+def searched(seed: int = 0, **changes):
+    groups = chain(64, 64, 64)
+    ours = FakeEnvironment(groups)
+    relative = [torch.linspace(0.01, 1, 64) for _ in range(3)]
+    options = SimpleNamespace(**vars(OPTIONS) | changes)
+    return ours, search(ours, relative, Target(0.3, 0.1, 0.01), options, seed, "more images")
+
+
+def test_search_takes_the_best_of_its_finalists():
+    ours, found = searched()
+    start = uniform_widths(ours.groups, 0.3, 0.1)
+    assert ours.seen[0] == tuple(start)  # uniform widths are a candidate
+    finalists = set(ours.losses)
+    assert tuple(start) in finalists and 2 <= len(finalists) <= 9
+    assert tuple(found.widths) == min(finalists, key=lambda widths: widths[0])
+    accuracies = sorted({widths[1] for widths in ours.seen}, reverse=True)
+    assert max(widths[1] for widths in finalists) == accuracies[0]  # the most accurate one is among them
+    assert abs(kept(ours.groups, found.widths) - 0.3) <= 0.003
+    assert "lowest loss on all validation images" in found.chosen
+
+
+def test_search_records_every_episode():
+    ours, found = searched()
+    assert [record["episode"] for record in found.episodes] == list(range(32))
+    for record in found.episodes:
+        assert record.keys() == {"episode", "reward", "accuracy_drop", "loss", "penalty", "lambda", "raw_macs_ratio",
+                                 "macs_ratio", "ratios"}
+        widths = np.rint(np.array(record["ratios"]) * 64)
+        drop = 0.9 - ours.evaluate(widths).accuracy
+        weight = AdaptivePenalty().weight(0.9, 0.9 - drop)
+        assert record["accuracy_drop"] == pytest.approx(drop) and record["lambda"] == pytest.approx(weight)
+        assert record["penalty"] == pytest.approx(max(0, record["raw_macs_ratio"] / 0.3 - 1))
+        assert record["reward"] == pytest.approx(-drop - weight * record["penalty"])
+        assert record["macs_ratio"] == pytest.approx(kept(ours.groups, widths))
+        assert abs(record["macs_ratio"] - 0.3) <= 0.003
+    assert any(record["penalty"] > 0 for record in found.episodes)  # of the raw action, before projection
+
+
+def test_search_depends_on_its_seed_alone():
+    (_, first), (_, same), (_, other) = searched(3), searched(3), searched(4)
+    assert first.episodes == same.episodes and (first.widths == same.widths).all()
+    assert first.episodes != other.episodes
+
+
+def test_search_learns_what_pays():
+    _, found = searched(iterations=40, episodes=16, learning_rate=1e-2, epochs=4)
+    rewards = [record["reward"] for record in found.episodes]
+    assert np.mean(rewards[-64:]) > np.mean(rewards[:64]) + 0.05
+
+
+@pytest.mark.xfail(strict=True, raises=ZeroDivisionError, reason="an initial ratio of 1 has no logit")
+def test_search_with_nothing_to_remove():
+    groups = chain(8, 8, 8)
+    ours = FakeEnvironment(groups)
+    found = search(ours, [torch.linspace(0.1, 1, 8)] * 3, Target(1.0, 0.1, 0.01), OPTIONS, 0, "more images")
+    assert found.widths.tolist() == [8, 8, 8]
+
+
+def test_a_real_search_on_a_real_environment(small):
+    ours = environment(small)
+    target = Target(0.5, 0.1, 0.03)
+    found = search(ours, small.relative, target, SimpleNamespace(**vars(OPTIONS) | {"iterations": 2, "episodes": 4}), 0,
+                   small.validation)
+    assert abs(kept(small.groups, found.widths) - 0.5) <= 0.03 * 0.5
+    assert len(found.episodes) == 8 and ours.evaluations <= 9
+    assert isinstance(small.network, nn.Module) and not small.network.training
