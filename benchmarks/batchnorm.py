@@ -1,7 +1,7 @@
 """Training steps with PyTorch's batch norm and with the wide view, in turn: ``python benchmarks/batchnorm.py``.
 
-Prints the ratio of medians of a whole step (forward, backward) in CPU time, for stages of 8, 16, 32 channels (a ResNet-20
-at half width) and for an uneven allocation. No claim is made where the ratio is near 1.
+Prints the ratio of medians of a whole step (forward, backward) in CPU time, for stages of 8, 16, 32 channels (a
+ResNet-20 at half width) and for an uneven allocation. No claim is made where the ratio is near 1.
 """
 
 import statistics

@@ -37,9 +37,10 @@ def main() -> None:
     dense, pruned = (network.to(device, memory_format=torch.channels_last) for network in (dense, pruned))
     validation = data.load(paths.data, "validation", device)
     calibration = data.load(paths.data, "calibration", device).first(params.prune.images)
-    before = measure(pruned, dense, groups, plan, validation)
+    precision = params.prune.precision
+    before = measure(pruned, dense, groups, plan, validation, precision)
     repair.carry_out(plan, pruned, dense, groups, calibration, params.prune, generator(seed, "prune", method))
-    after = before if plan.repair == "none" else measure(pruned, dense, groups, plan, validation)
+    after = before if plan.repair == "none" else measure(pruned, dense, groups, plan, validation, precision)
 
     checkpoint.save(folder / "pruned.safetensors", pruned, spec)
     found = counted | {"repair": plan.repair, "top1_before_repair": before[0], "top1_after_repair": after[0],
@@ -64,9 +65,9 @@ def check_budget(pruned, dense, spec, plan: PruningPlan, tolerance: float) -> di
             "params_ratio": after.params / before.params}
 
 
-def measure(pruned, dense, groups, plan: PruningPlan, validation) -> tuple[float, float]:
-    """Validation accuracy in percent and reconstruction error, in fp32."""
-    top1 = accuracy(logits(pruned, validation), validation.labels)
+def measure(pruned, dense, groups, plan: PruningPlan, validation, precision: str) -> tuple[float, float]:
+    """Validation accuracy in percent, and reconstruction error."""
+    top1 = accuracy(logits(pruned, validation, precision), validation.labels)
     error = repair.reconstruction_error(pruned, dense, groups, plan.kept, validation.first(HELD_OUT), 32,
                                         generator(plan.seed, "prune/error"))
     return top1, error

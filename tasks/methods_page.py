@@ -10,8 +10,8 @@ METHODS = ROOT / "src" / "hobs_rspar" / "methods"
 HEADER = """# Methods
 
 Generated from the docstrings of `src/hobs_rspar/methods/` by `python tasks/methods_page.py`. All methods get the same
-dense checkpoint, the same kept MACs (within 1 %), the same recovery and the same evaluation. No method has been tuned on
-test data or on the study's seeds; their options are the published defaults unless params.yaml says otherwise.
+dense checkpoint, the same kept MACs (within 1 %), the same recovery and the same evaluation. No method has been tuned
+on test data or on the study's seeds; their options are the published defaults unless params.yaml says otherwise.
 """
 
 

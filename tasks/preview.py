@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import os
-from dataclasses import replace
 
 from _task import check_options, run  # first: it makes the package importable
 
 import _measure
 from _estimate import START_SECONDS, in_words, recorded, total
 
-from hobs_rspar import config, networks, surgery
+from hobs_rspar import checkpoint, config, networks, surgery
 from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.coupling import Groups
+from hobs_rspar.device import resolve_device
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 
@@ -97,24 +98,48 @@ def stages(params: config.Params) -> str:
             f"{4 * cells + 5} stages")
 
 
-def wall_time(params: config.Params, spec, network, groups: Groups, images: int, jobs: int) -> str:
-    """Estimated time of ``make repro`` from nothing, from recorded times or from a few measured steps."""
-    speed = _measure.Speed.of(network, spec, params)
-    times = recorded(params)
-    guess = {cell: times.get(cell) or estimated_cell(params, cell, speed, spec, images) for cell in params.cells}
-    dense = speed.training_seconds(params.pretrain, images, spec.image_size)
-    seconds = dense + 4 * START_SECONDS + total(params, guess, jobs)
-    basis = f"{len(times)} cells' recorded times, " if times else ""
+def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups: Groups, images: int,
+              jobs: int) -> str:
+    """Estimated time of ``make repro`` from nothing: recorded times of cells, else a few measured steps."""
+    device, recipe = resolve_device(params.device), params.finetune
+    pruned = shrunk(params, network, groups)
+    dense_seconds = full_size_images(params.pretrain, images, spec.image_size) / \
+        _measure.training_speed(network, spec, params.pretrain, device)
+    speed = {name: _measure.training_speed(net, spec, recipe, device)
+             for name, net in (("dense", network), ("pruned", pruned))}
+    infer = _measure.inference_speed(pruned, spec, recipe.precision, device)
+    known, guess = recorded(params), {}
+    for cell in params.cells:
+        kind = "dense" if cell.startswith("unpruned-") else "pruned"
+        own = full_size_images(recipe, images, spec.image_size) / speed[kind] + rewards(params, cell) / infer
+        guess[cell] = known.get(cell, own)
+    seconds = dense_seconds + 4 * START_SECONDS + total(params, guess, jobs)
     return (f"make repro from nothing: about {in_words(seconds)} with JOBS={jobs}, of which pretraining "
-            f"{in_words(dense)} ({basis}measured here just now: training {speed.train:.0f} images/s and inference "
-            f"{speed.infer:.0f} images/s in one thread; a pruned network trains faster by "
-            f"{_measure.PRUNED_SPEEDUP(params):.1f}x, {START_SECONDS:g} s to start each stage)")
+            f"{in_words(dense_seconds)}\n  how: {len(known)} cells have recorded times; else epochs x images / speed, "
+            f"measured just now: training {speed['dense']:.0f} images/s dense, {speed['pruned']:.0f} pruned, inference "
+            f"{infer:.0f} pruned; {START_SECONDS:g} s to start a stage")
 
 
-def estimated_cell(params: config.Params, cell: str, speed: _measure.Speed, spec, images: int) -> float:
-    """Recovery and, for methods that search, the evaluations of their rewards."""
-    method = cell.rpartition("-")[0]
-    options = params.methods[method]
-    searched = options.get("iterations", 0) * options.get("episodes", 0) * options.get("images", 0)
-    faster = 1 if method == "unpruned" else _measure.PRUNED_SPEEDUP(params)
-    return speed.training_seconds(params.finetune, images, spec.image_size) / faster + searched / (speed.infer * faster)
+def full_size_images(recipe, images: int, size: int) -> float:
+    """Images of all epochs, in units of full-size images: a crop costs its share of the pixels."""
+    images = min(images, getattr(recipe, "images", None) or images)
+    return images * sum((crop / size) ** 2 for crop in recipe.crops or [size] * recipe.epochs)
+
+
+def rewards(params: config.Params, cell: str) -> float:
+    """Images that a method's search evaluates; 0 for methods that do not search."""
+    options = params.methods[cell.rpartition("-")[0]]
+    return options.get("iterations", 0) * options.get("episodes", 0) * options.get("images", 0)
+
+
+def shrunk(params: config.Params, network, groups: Groups):
+    """The network with uniform widths; the dense one where the budget is a latency."""
+    if params.study.budget.macs is None:
+        return network
+    widths = uniform_widths(groups, params.study.budget.macs, params.allocation.min_ratio, params.allocation.tolerance)
+    state = groups.sliced(network.state_dict(), [range(int(width)) for width in widths])
+    return checkpoint.fit(copy.deepcopy(network), state, "preview")
+
+
+if __name__ == "__main__":
+    run(main)

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from small import IMAGES, ZOO, Stream, assert_same, context, images, seeded, snapshot, trained, zoo_groups
-from torch import nn
 from torch.nn import functional as F
 
 from hobs_rspar import cost, surgery
@@ -91,7 +90,7 @@ def test_floors_and_protected_groups_are_respected():
 
 def test_impossible_budgets_are_refused():
     groups = zoo_groups("resnet8")
-    with pytest.raises(UserError, match="budget 0.05x MACs cannot be met: with every group at its floor .*0.5, .*remain"):
+    with pytest.raises(UserError, match="budget 0.05x MACs cannot be met: with every group at its floor .*; raise"):
         project(groups, np.ones(6), 0.05, 0.5)
     with pytest.raises(UserError, match="nearest widths keep 0.5000x .group conv0 is the coarsest.; change the budget"):
         uniform_widths(chain(2), 0.7)
@@ -178,7 +177,7 @@ def test_log_prob_is_the_density_before_the_sigmoid():
     assert torch.allclose(sure, torch.full((5,), 0.3), atol=0.02)  # the untrained policy is centred there
 
 
-SINGLE = pytest.mark.xfail(strict=True, raises=RuntimeError, reason="log_std has one dimension, a single state has none")
+SINGLE = pytest.mark.xfail(strict=True, raises=RuntimeError, reason="log_std [1] does not expand to a scalar")
 
 
 @SINGLE
@@ -314,7 +313,6 @@ def test_updates_find_the_optimum_of_a_known_problem():
     assert before < optimum - 0.2
     assert after == pytest.approx(optimum, abs=1e-6)
     assert solve(seed=0, updates=2) == solve(seed=0, updates=2)
-    assert solve(seed=0, updates=2) != solve(seed=1, updates=2) or before != optimum
 
 
 # --- environment
@@ -493,4 +491,3 @@ def test_a_real_search_on_a_real_environment(small):
                    small.validation)
     assert abs(kept(small.groups, found.widths) - 0.5) <= 0.03 * 0.5
     assert len(found.episodes) == 8 and ours.evaluations <= 9
-    assert isinstance(small.network, nn.Module) and not small.network.training

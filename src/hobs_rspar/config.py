@@ -126,6 +126,7 @@ class Allocation(Section):
 
 class Prune(Section):
     images: Positive
+    precision: Literal["bf16", "fp32"]
     positions: Positive
     ridge: Annotated[float, Field(gt=0)]
     threads: Positive

@@ -170,9 +170,9 @@ def _fitted(model: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, Te
             network(x)
     except (RuntimeError, ValueError, IndexError, TypeError) as problem:
         reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise UserError(f"input shape {tuple(input_shape)} (batch first) does not fit {type(model).__name__}: {reason}. "
-                        "Pass the shape that the network was built for; measure_latency and count_flops take it with "
-                        "the batch, the others without") from problem
+        raise UserError(f"input shape {tuple(input_shape)} (batch first) does not fit {type(model).__name__}: "
+                        f"{reason}. Pass the shape that the network was built for; measure_latency and count_flops "
+                        "take it with the batch, the others without") from problem
     return network, x
 
 

@@ -108,9 +108,9 @@ def require_below_peak(samples: Sequence[Samples], macs: Sequence[int], device: 
         time.sleep(0.5)  # a disturbance during the first measurement is the likeliest cause
         peak = max(peak, peak_macs(device, trials=20))
     if needed > peak * (1 + MARGIN):
-        raise UserError(f"batch {samples[0].images}: the throughput implies {needed / 1e9:.0f} GMAC/s, but a large matrix product reaches "
-                        f"only {peak / 1e9:.0f} GMAC/s here; the timing cannot be right. Run it again on an idle "
-                        "machine")
+        raise UserError(f"batch {samples[0].images}: the throughput implies {needed / 1e9:.0f} GMAC/s, but a large "
+                        f"matrix product reaches only {peak / 1e9:.0f} GMAC/s here; the timing cannot be right. "
+                        "Run it again on an idle machine")
 
 
 def speedup_flag(comparison: Comparison, bounds: Bounds) -> str:

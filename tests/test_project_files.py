@@ -1,0 +1,163 @@
+"""What surrounds the code: pins, Docker, licence, citation, configurations, Makefile; nothing private in it."""
+
+import re
+import subprocess
+import sys
+import time
+
+import pytest
+import study as study_task
+import yaml
+from clones import ROOT
+
+OVERLAYS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
+REQUIREMENTS = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
+REQUIREMENTS = [line for line in REQUIREMENTS if line]
+REQUIRED = {"torch", "torchvision", "dvc", "torch-pruning", "pyyaml", "nvidia-ml-py", "pandas", "seaborn", "pytest"}
+
+
+@pytest.mark.parametrize("line", REQUIREMENTS)
+def test_pin_is_exact(line):
+    assert re.fullmatch(r'[a-z.\-0-9]+==[0-9][0-9a-z.]*( ; python_version (>=|<) "3\.\d+")?', line)
+
+
+def test_pins_are_what_runs_here():
+    from importlib.metadata import version
+    for line in REQUIREMENTS:
+        name, pinned = re.match(r"([a-z.\-0-9]+)==(\S+)", line).groups()
+        old = re.search(r'< "3\.(\d+)"', line)
+        new = re.search(r'>= "3\.(\d+)"', line)
+        applies = not (old and sys.version_info >= (3, int(old[1]))) and not (new and sys.version_info < (3, int(new[1])))
+        if applies:
+            assert version(name).split("+")[0] == pinned, name
+
+
+def test_every_package_has_its_reason():
+    lines = [line for line in (ROOT / "requirements.txt").read_text().splitlines() if "==" in line]
+    assert REQUIRED <= {line.split("==")[0] for line in lines}
+    explained = {line.split("==")[0] for line in lines if re.search(r"# .{10}", line)}
+    assert {line.split("==")[0] for line in lines} == explained
+
+
+def test_versions_for_the_oldest_python_are_there():
+    """A package whose pin needs a newer Python has a second line for the older one."""
+    newer = {line.split("==")[0] for line in REQUIREMENTS if '>= "3.11"' in line}
+    older = {line.split("==")[0] for line in REQUIREMENTS if '< "3.11"' in line}
+    assert newer == older and 'requires-python = ">=3.10"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_dockerfile():
+    """Parsed only: nothing here can build an image with a GPU."""
+    text = re.sub(r"\\\n", " ", (ROOT / "Dockerfile").read_text())
+    steps = [line.split(maxsplit=1) for line in text.splitlines() if line and not line.startswith("#")]
+    assert {word for word, _ in steps} <= {"FROM", "RUN", "COPY", "WORKDIR", "CMD"}
+    base = next(rest for word, rest in steps if word == "FROM")
+    cuda = re.fullmatch(r"nvidia/cuda:(\d+)\.(\d+)\.\d+-runtime-ubuntu24\.04", base)
+    assert cuda, base
+    assert cuda.groups() == ("13", "0"), "the CUDA version that PyPI's wheel of the pinned torch is built for"
+    assert "torch==2.13.0" in REQUIREMENTS, "a new torch: look up its CUDA version, then change both"
+    copied = [rest for word, rest in steps if word == "COPY"]
+    assert any("requirements.txt" in files for files in copied)
+    installs = [rest for word, rest in steps if word == "RUN" and ("pip" in rest or "make setup" in rest)]
+    assert installs == ["make setup"], "packages come from requirements.txt alone"
+    for files in copied:
+        assert all((ROOT / name).exists() for name in files.split()[:-1])
+
+
+def test_licence_and_citation():
+    assert "MIT License" in (ROOT / "LICENSE").read_text()
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert {"cff-version", "message", "title", "authors"} <= set(citation) and citation["license"] == "MIT"
+    assert citation["preferred-citation"]["title"].startswith("H-OBS/R-SPAR")
+    assert f'version = "{citation["version"]}"' in (ROOT / "pyproject.toml").read_text()
+
+
+def test_continuous_integration_runs_the_tests():
+    script = ROOT / ".ci/run"
+    assert "make test" in script.read_text() and script.stat().st_mode & 0o100
+
+
+@pytest.mark.parametrize("target", ["setup", "repro", "update", "test", "study", "preview", "status", "lint", "help"])
+def test_make_target_exists_and_is_explained(target):
+    assert re.search(rf"^{target}:.*## .{{8}}", (ROOT / "Makefile").read_text(), re.MULTILINE)
+
+
+def test_committed_params_are_the_default_study():
+    committed = subprocess.run(["git", "show", "HEAD:params.yaml"], cwd=ROOT, capture_output=True, text=True)
+    if committed.returncode:
+        pytest.skip("no commit to look at")
+    assert committed.stdout == (ROOT / "configs/default.yaml").read_text()
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_overlay_is_valid(name, monkeypatch, tmp_path):
+    """Merged with the default, every configuration passes all checks, those of its methods' options too."""
+    monkeypatch.chdir(ROOT)
+    text = study_task.composed(name)
+    monkeypatch.setattr(study_task, "FOLDER", tmp_path)
+    study_task.validate(name, text)
+    params = yaml.safe_load(text)
+    assert params["study"]["name"] == name
+    assert study_task.differences(params, yaml.safe_load((ROOT / "configs/default.yaml").read_text())) or name == "default"
+
+
+@pytest.mark.parametrize("name", OVERLAYS)
+def test_every_value_has_a_reason_or_stands_for_itself(name):
+    """Block style; a list's items may stand alone."""
+    for line in (ROOT / f"configs/{name}.yaml").read_text().splitlines():
+        assert not re.search(r": [\[{].", line.replace("[]", "").replace("{}", "")), line
+
+
+def test_tracked_files_name_no_path_of_a_machine():
+    listed = subprocess.run(["git", "ls-files", "-co", "--exclude-standard", "-z"], cwd=ROOT, capture_output=True,
+                            check=True).stdout.decode().split("\0")
+    private = re.compile(rb"(?<![\w.:/$}])/(root|home|work|tmp|Users|opt)/\w")
+    for name in filter(None, listed):
+        path = ROOT / name
+        if path.is_file() and path.suffix not in (".png", ".safetensors"):
+            found = private.search(path.read_bytes())
+            assert not found, f"{name}: {found and path.read_bytes()[max(0, found.start() - 40):found.end() + 40]}"
+
+
+# make setup
+
+def test_setup_is_instant_and_offline_the_second_time(micro):
+    started = time.monotonic()
+    out = micro.run("env PIP_NO_INDEX=1 make setup && make setup")
+    assert "is ready" in out and "installing" not in out.splitlines()[-1] and time.monotonic() - started < 5
+
+
+def test_setup_says_what_an_old_python_needs(monkeypatch):
+    import setup
+    monkeypatch.setattr(setup.sys, "version_info", (3, 8, 1))
+    monkeypatch.setattr(setup.shutil, "which", lambda name: None)
+    with pytest.raises(SystemExit, match=r"error: Python 3\.8 is too old.*make setup PYTHON="):
+        setup.main()
+
+
+def test_setup_takes_a_newer_python_on_the_path(monkeypatch):
+    import setup
+    started = []
+    monkeypatch.setattr(setup.sys, "version_info", (3, 8, 1))
+    monkeypatch.setattr(setup.shutil, "which", lambda name: name if name in ("python3.12", "python3.10") else None)
+    monkeypatch.setattr(setup.subprocess, "call", lambda *_, **__: 0)
+    monkeypatch.setattr(setup.os, "execvp", lambda name, _: started.append(name) or sys.exit())
+    with pytest.raises(SystemExit):
+        setup.main()
+    assert started == ["python3.12"]
+
+
+def test_setup_says_what_is_missing_without_ensurepip(monkeypatch, tmp_path):
+    import setup
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(SystemExit, match="apt install python3-venv"):
+        setup.create(tmp_path / "venv")
+
+
+def test_setup_without_ensurepip_uses_the_systems_pip(monkeypatch, tmp_path):
+    import setup
+    commands = []
+    monkeypatch.setattr(setup.importlib.util, "find_spec", lambda name: name == "pip" or None)
+    monkeypatch.setattr(setup.subprocess, "call", lambda command, **_: commands.append(command) or 0)
+    setup.create(tmp_path / "venv")
+    assert "--without-pip" in commands[0] and "--python" in commands[1]
