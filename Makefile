@@ -1,7 +1,7 @@
 # Everything a person types here; `make help` lists it. Needs Python >= 3.10, Git and make, nothing else.
 VENV   ?= .venv
 PYTHON ?= python3
-JOBS   ?= $(shell nproc 2>/dev/null || getconf _NPROCESSORS_ONLN 2>/dev/null || echo 1)
+JOBS   ?=
 STUDY  ?=
 TESTS  ?=
 BIN    := $(VENV)/bin
@@ -26,10 +26,10 @@ $(READY): requirements.txt tasks/setup.py
 	@$(PYTHON) tasks/setup.py $(VENV)
 
 repro: $(READY) ## run the study of params.yaml on all cores (JOBS=n for fewer) and print where the results are
-	@$(BIN)/python tasks/repro.py --jobs $(JOBS)
+	@$(BIN)/python tasks/repro.py $(if $(JOBS),--jobs $(JOBS))
 
 update: $(READY) ## rerun only what an edit changed and what that needs, also in a fresh clone without cache
-	@$(BIN)/python tasks/repro.py --jobs $(JOBS) --changed-only
+	@$(BIN)/python tasks/repro.py $(if $(JOBS),--jobs $(JOBS)) --changed-only
 
 test: $(READY) ## run the tests (TESTS=tests/test_x.py for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
@@ -38,10 +38,10 @@ study: $(READY) ## switch to another study: STUDY=toy writes params.yaml = confi
 	@$(BIN)/python tasks/study.py $(STUDY)
 
 preview: $(READY) ## what the current params mean: groups, MACs, predicted loss, estimated time (seconds, no training)
-	@$(BIN)/python tasks/preview.py --jobs $(JOBS)
+	@$(BIN)/python tasks/preview.py $(if $(JOBS),--jobs $(JOBS))
 
 status: $(READY) ## cells done, failed, stale and missing, and how long the rest will take
-	@$(BIN)/python tasks/status.py --jobs $(JOBS)
+	@$(BIN)/python tasks/status.py $(if $(JOBS),--jobs $(JOBS))
 
 lint: $(READY) ## check the style
 	@$(BIN)/ruff check

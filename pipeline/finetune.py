@@ -8,12 +8,12 @@ from pathlib import Path
 import numpy as np
 
 from _stage import cell_arguments, record_seconds, run
-from hobs_rspar import checkpoint, config, data, resume, training
+from hobs_rspar import batchnorm, checkpoint, config, data, networks, resume, training
 from hobs_rspar.device import resolve_device
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
 
-SOURCES = [Path(module.__file__) for module in (training, data)] + [Path(__file__)]
+SOURCES = [Path(module.__file__) for module in (training, batchnorm, data, networks)] + [Path(__file__)]
 
 
 def main() -> None:

@@ -4,13 +4,13 @@ import json
 from pathlib import Path
 
 from _stage import run
-from hobs_rspar import checkpoint, config, cost, data, networks, resume, training
+from hobs_rspar import batchnorm, checkpoint, config, cost, data, networks, resume, training
 from hobs_rspar.device import resolve_device
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
 
-SOURCES = [Path(module.__file__) for module in (training, data, networks)] + [Path(__file__)]
+SOURCES = [Path(module.__file__) for module in (training, batchnorm, data, networks)] + [Path(__file__)]
 
 
 def main() -> None:

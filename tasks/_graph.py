@@ -68,17 +68,23 @@ def cell(stage: str) -> str:
 
 
 def read() -> Graph:
-    """Reads dvc.yaml, dvc.lock and the state of every file they name."""
+    """Reads dvc.yaml, dvc.lock and the state of every file they name.
+
+    Like ``dvc status``, in half the time, and also while stages run: DVC reads its files twice there, and locks every
+    file that it looks at, which fails for those that a running stage writes.
+    """
     from dvc.repo import Repo
+    from dvc.stage import Stage
     from networkx import topological_sort
 
-    with _params_parsed_once(), Repo() as repo:
+    with _params_parsed_once(), Repo(_wait_for_lock=True) as repo, repo.lock:
         graph = repo.index.graph
-        order = [stage.addressing for stage in topological_sort(graph.reverse())]
-        upstream = {stage.addressing: {before.addressing for before in graph.successors(stage)} for stage in graph}
-        producer = {str(out): stage.addressing for stage in graph for out in stage.outs}
-        pending = {name: _flat(changes) for name, changes in repo.status().items()}
-    return Graph(order, upstream, _with_parents_of(producer, graph), pending)
+        stages = list(topological_sort(graph.reverse()))
+        pending = {name: _flat(changes) for stage in stages
+                   for name, changes in Stage.status.__wrapped__(stage).items()}
+    upstream = {stage.addressing: {before.addressing for before in graph.successors(stage)} for stage in stages}
+    producer = {str(out): stage.addressing for stage in stages for out in stage.outs}
+    return Graph([stage.addressing for stage in stages], upstream, _with_parents_of(producer, graph), pending)
 
 
 def _with_parents_of(producer: dict[str, str], graph) -> dict[str, str]:

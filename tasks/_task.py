@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
 FOLDER = Path(".study")  # logs and locks of this checkout, ignored by Git
-FAILED = FOLDER / "failed.json"
+FAILED, LOCK, HOLDER = FOLDER / "failed.json", FOLDER / "lock", FOLDER / "holder"
 sys.path.insert(0, str(ROOT / "pipeline"))
 
 from _stage import run as _run  # noqa: E402  (the line above makes it importable; it makes the package importable)
@@ -39,6 +39,25 @@ def check_options(params) -> None:
         _registry.options(name, params.methods[name])
 
 
+def default_jobs(params) -> int:
+    """Cells at once: as many as there are cores for their threads; one where they would share a GPU's memory."""
+    if params.device != "cpu" and gpus():
+        return 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // params.finetune.threads)
+
+
+def gpus() -> int:
+    """Number of NVIDIA GPUs, asked of the driver: importing torch for it would take a second."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+        return pynvml.nvmlDeviceGetCount()
+    except pynvml.NVMLError:
+        return 0
+
+
 @contextmanager
 def only_one(command: str) -> Iterator[None]:
     """Holds the checkout's lock; the system frees it even when this process is killed.
@@ -47,13 +66,22 @@ def only_one(command: str) -> Iterator[None]:
         UserError: another process holds it; the message names that process.
     """
     FOLDER.mkdir(exist_ok=True)
-    holder = FOLDER / "holder"
-    lock = FileLock(FOLDER / "lock", timeout=0)
+    lock = FileLock(LOCK, timeout=0)
     try:
         lock.acquire()
     except Timeout:
-        raise UserError(f"{holder.read_text()} is already working in this checkout; wait for it, or stop it with "
+        raise UserError(f"{HOLDER.read_text()} is already working in this checkout; wait for it, or stop it with "
                         "Ctrl-C where it runs") from None
     with lock:
-        holder.write_text(f"'{command}' (process {os.getpid()}, since {datetime.now():%H:%M:%S})")
+        HOLDER.write_text(f"'{command}' (process {os.getpid()}, since {datetime.now():%H:%M:%S})")
         yield
+
+
+def who_works() -> str:
+    """The command that holds the checkout's lock, and its process; empty if there is none."""
+    FOLDER.mkdir(exist_ok=True)
+    try:
+        with FileLock(LOCK, timeout=0):
+            return ""
+    except Timeout:
+        return HOLDER.read_text()

@@ -5,9 +5,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-import os
 
-from _task import check_options, run  # first: it makes the package importable
+from _task import check_options, default_jobs, run  # first: it makes the package importable
 
 import _measure
 from _estimate import START_SECONDS, in_words, recorded, total
@@ -24,9 +23,9 @@ SHAPES = {"fashion_mnist": (10, 1, 28, 60_000), "cifar10": (10, 3, 32, 50_000), 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at once, for the estimated time")
-    jobs = parser.parse_args().jobs
+    parser.add_argument("--jobs", type=int, help="cells at once, for the estimated time")
     params = config.load()
+    jobs = parser.parse_args().jobs or default_jobs(params)
     check_options(params)
     spec, images = shape(params)
     network = networks.build(spec)

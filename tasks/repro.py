@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,12 +15,11 @@ import time
 from pathlib import Path
 
 import _graph
-from _task import FAILED, check_options, only_one, run
+from _task import FAILED, check_options, default_jobs, only_one, run
 from _workers import Failure, run_cells, stop_workers
 
 from hobs_rspar import config
 from hobs_rspar.errors import UserError
-from hobs_rspar.evidence import readme
 from hobs_rspar.paths import Paths
 
 README_STUDY = "default"  # its table stands in the README; an experiment of another budget leaves it alone
@@ -31,15 +29,15 @@ DVC_REPRO = [sys.executable, str(Path(__file__).with_name("_dvc.py")), "--wait-f
 
 
 def main() -> None:
-    options = arguments()
-    params = config.load()
+    options, params = arguments(), config.load()
+    jobs = default_jobs(params) if options.jobs is None else options.jobs
     if not Path(".git").exists():
         raise UserError("no Git repository here, and DVC needs one; clone the repository, or 'git init' this copy")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     started = time.monotonic()
     with only_one("make repro"):
         try:
-            failures = reproduce(params, options.jobs, options.changed_only)
+            failures = reproduce(params, jobs, options.changed_only)
         except (KeyboardInterrupt, SystemExit):
             stop_workers()
             sys.exit("\nstopped; what is finished is kept, the same command goes on from here")
@@ -49,11 +47,11 @@ def main() -> None:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at once (default: number of cores)")
+    parser.add_argument("--jobs", type=int, help="cells at once (default: number of cores; on a GPU, 1)")
     parser.add_argument("--changed-only", action="store_true",
                         help="only what an edit changed, and what that needs; not what is merely missing")
     options = parser.parse_args()
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         raise UserError(f"JOBS={options.jobs}: at least one cell must run at a time; JOBS=2 runs two")
     return options
 
@@ -142,6 +140,8 @@ def conclude(params: config.Params, failures: list[Failure], seconds: float) -> 
                         "       repair and run 'make repro' again; only these cells and the report will run")
     report = Paths.of(params.study).report
     if params.study.name == README_STUDY:
+        from hobs_rspar.evidence import readme  # pandas and scipy: a run that does nothing need not wait for them
+
         readme.update("README.md", report)
     print(f"{report}/index.html  {report}/tables/T1.md  ({seconds / 60:.1f} min)")
 

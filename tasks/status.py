@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections import Counter
 
-from _task import FAILED, run  # first: it makes the package importable
+from _task import FAILED, default_jobs, run, who_works  # first: it makes the package importable
 
 import _graph
 from _estimate import remaining
@@ -20,13 +19,15 @@ EXPLAINED = {"done": "", "failed": "stopped with an error", "stale": "something 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--jobs", type=int, default=os.cpu_count(), help="cells at once, for the time that is left")
-    jobs = parser.parse_args().jobs
+    parser.add_argument("--jobs", type=int, help="cells at once, for the time that is left")
     params, graph = config.load(), _graph.read()
+    jobs = parser.parse_args().jobs or default_jobs(params)
     failures = json.loads(FAILED.read_text()) if FAILED.exists() else {}
     touched = graph.downstream_of(graph.changed())
     states = {cell: state(cell, touched, graph, Paths.of(params.study), failures) for cell in params.cells}
     print(headline(params, states))
+    if working := who_works():
+        print(f"running: {working}; its cells count as missing or stale until they are finished")
     for name in ("failed", "stale", "missing"):
         describe(name, [cell for cell, found in states.items() if found == name], failures)
     describe_shared(graph, touched)

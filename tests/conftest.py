@@ -65,6 +65,7 @@ def micro(new_clone) -> Clone:
     clone.write("configs/micro.yaml", MICRO)
     clone.run("make study STUDY=micro")
     clone.run("dvc repro")
+    clone.run("git add --force artifacts/dense/*/*.json artifacts/dense/*/dense.safetensors")  # as for the default one
     clone.commit("micro study")
     return clone
 
@@ -80,7 +81,7 @@ def stubbed(new_clone) -> Clone:
     shutil.copy(clone.path / "configs/default.yaml", clone.path / "params.yaml")
     clone.set_params(**{"study.name": "stubbed", "study.methods": ["l1", "hobs_rspar"], "study.seeds": [1, 2]})
     clone.run("dvc repro")
-    clone.run("git add --force artifacts/dense/*/dense.*")  # as for the default study
+    clone.run("git add --force artifacts/dense/*/*.json artifacts/dense/*/dense.safetensors")  # as for the default one
     clone.commit("stubbed study")
     return clone
 

@@ -124,5 +124,5 @@ def test_preview_of_the_default_study(micro):
     micro.run("make study STUDY=default")
     out = micro.run("make preview")
     micro.run("git checkout --quiet -- . && git clean --quiet -d --force reports")
-    for part in ("study default", "groups", "M MACs dense", "uniform widths keep 0.2", "stages", "make repro from nothing"):
+    for part in ("study default", "groups", "M MACs dense", "uniform widths keep 0.2", "stages", "from nothing: about"):
         assert part in out

@@ -46,7 +46,8 @@ def test_the_readme_example_runs_on_a_users_model():
 
 
 def test_the_methods_page_is_what_the_docstrings_say():
-    done = subprocess.run([sys.executable, "tasks/methods_page.py", "--check"], cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "tasks/methods_page.py", "--check"], cwd=ROOT, capture_output=True,
+                          text=True)
     assert done.returncode == 0, done.stderr
 
 

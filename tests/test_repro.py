@@ -105,6 +105,7 @@ def test_second_writer_is_told_who_works(clone):
         out = clone.run("make repro JOBS=2", ok=False)
         assert "error: 'make repro' (process" in out and "already working" in out
         assert "already working" in clone.run("make study STUDY=toy", ok=False)
+        assert "running: 'make repro'" in clone.run("make status")
     finally:
         stop(first)
 

@@ -8,9 +8,13 @@ from __future__ import annotations
 from torch import nn
 
 from hobs_rspar.compression import compress
+from hobs_rspar.errors import UserError
 
 
 def _prune(method: str, model: nn.Module, dataloader, pruning_ratio: float, options: dict) -> nn.Module:
+    if not 0 <= pruning_ratio < 1:
+        raise UserError("pruning_ratio is the fraction of MACs to remove and must be within [0, 1); seen: "
+                        f"{pruning_ratio}")
     return compress(model, dataloader, macs=1 - pruning_ratio, method=method, **options)[0]
 
 

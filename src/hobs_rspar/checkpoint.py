@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from hobs_rspar.errors import UserError
 from hobs_rspar.networks import NetworkSpec, build
 
-FORMAT = "hobs-rspar network"
+KEY = "hobs_rspar.network"  # the only key of the metadata: safetensors writes several in a random order
 
 
 def digest(path: Path | str) -> str:
@@ -30,7 +30,7 @@ def digest(path: Path | str) -> str:
 def save(path: Path | str, network: nn.Module, spec: NetworkSpec) -> None:
     """Writes ``network`` atomically; the same weights give the same bytes."""
     state = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-    save_tensors(path, state, {"format": FORMAT, "spec": spec.to_json()})
+    save_tensors(path, state, {KEY: spec.to_json()})
 
 
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
@@ -72,11 +72,12 @@ def load(path: Path | str) -> nn.Module:
 def load_with_spec(path: Path | str) -> tuple[nn.Module, NetworkSpec]:
     """Like :func:`load`, and what the network is."""
     state, metadata = load_tensors(path)
-    if metadata.get("format") != FORMAT:
+    if KEY not in metadata:
         raise UserError(f"{path} holds tensors, but its metadata name no network; expected a file written by this "
                         "package (dense.safetensors, pruned.safetensors, recovered.safetensors)")
-    spec = NetworkSpec(**json.loads(metadata["spec"]))
-    return fit(build(spec), state, str(path)), spec
+    spec = NetworkSpec(**json.loads(metadata[KEY]))
+    network = fit(build(spec), state, str(path))
+    return network.to(memory_format=torch.channels_last), spec  # the layout that is faster throughout
 
 
 def fit(network: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
@@ -88,7 +89,7 @@ def fit(network: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
         source: what to name in an error.
 
     Returns:
-        The network in evaluation mode, its weights in channels_last, the layout that is faster throughout.
+        The network in evaluation mode.
 
     Raises:
         UserError: names differ, or a tensor has more dimensions or channels than the network's.
@@ -108,7 +109,7 @@ def fit(network: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
         _shrink(module, {key: state[f"{name}.{key}" if name else key]
                          for key, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]})
     network.load_state_dict(state)
-    return network.to(memory_format=torch.channels_last).eval()
+    return network.eval()
 
 
 def _shrink(module: nn.Module, tensors: dict[str, Tensor]) -> None:

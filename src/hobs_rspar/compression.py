@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -89,19 +89,20 @@ def compress(model: nn.Module, loader, macs: float = 0.5, *, protect: Sequence[s
     if count < 1:
         raise UserError(f"the loader has {len(images)} images; at least 2 are needed, 2,000 are a good number")
     calibration, validation = images.first(count), _after(images, count)
-    training = model.training
+    training = [module for module in model.modules() if module.training]
     model.eval()
     try:
         context = _context(model, calibration, validation, macs, protect, (method, seed))
         plan = _registry.method(method).plan(context, _registry.options(method, options))
         pruned, report = _carry_out(model, plan, context, calibration, validation)
     finally:
-        model.train(training)
+        for module in training:  # one by one: a frozen batch norm stays frozen
+            module.training = True
     return pruned, plan, report
 
 
 def _after(images: Images, count: int) -> Images:
-    return Images(images.pixels[count:], images.labels[count:], images.mean, images.std)
+    return replace(images, pixels=images.pixels[count:], labels=images.labels[count:])
 
 
 def _context(model: nn.Module, calibration: Images, validation: Images, macs: float, protect: Sequence[str],

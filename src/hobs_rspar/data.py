@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -32,28 +32,30 @@ class Images:
         labels: int64 [N].
         mean: per channel, of pixels scaled to [0, 1].
         std: likewise.
+        layout: of normalised images; channels_last is faster, a user's network may need another.
     """
 
     pixels: Tensor
     labels: Tensor
     mean: Tensor
     std: Tensor
+    layout: torch.memory_format = torch.channels_last
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def to(self, device: torch.device) -> Images:
-        return Images(*(part.to(device) for part in (self.pixels, self.labels, self.mean, self.std)))
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "labels", "mean", "std")})
 
     def first(self, count: int) -> Images:
         """The first ``count`` images; splits are shuffled, so any prefix is a random sample."""
-        return Images(self.pixels[:count], self.labels[:count], self.mean, self.std)
+        return replace(self, pixels=self.pixels[:count], labels=self.labels[:count])
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """Pixels [n, C, H, W] as normalised float32 in channels_last."""
+        """Pixels [n, C, H, W] as normalised float32 in ``layout``."""
         scale = (1 / (255 * self.std)).view(1, -1, 1, 1)
         shift = (-self.mean / self.std).view(1, -1, 1, 1)
-        return torch.addcmul(shift, pixels.float(), scale).contiguous(memory_format=torch.channels_last)
+        return torch.addcmul(shift, pixels.float(), scale).contiguous(memory_format=self.layout)
 
     def batches(self, size: int):
         """Yields (normalised images, labels) in order."""
@@ -146,12 +148,18 @@ def random_crops(pixels: Tensor, size: int, flip: bool, generator: torch.Generat
 
     Returns:
         [n, C, size, size].
+
+    Raises:
+        UserError: the crop is larger than the padded image.
     """
     count, channels, height, _ = pixels.shape
     pad = max(1, height // 12) if size >= height else 0
     if pad:
         pixels = torch.nn.functional.pad(pixels, (pad, pad, pad, pad))
     span = pixels.shape[-1] - size + 1
+    if span < 1:
+        raise UserError(f"params.yaml: crops: {size} pixels are more than the image has ({height}, "
+                        f"{pixels.shape[-1]} with its padding); lower it")
     top, left = (torch.randint(span, (count, 1), generator=generator) for _ in range(2))
     steps = torch.arange(size)
     rows, columns = top + steps, left + steps

@@ -33,4 +33,5 @@ def from_loader(dataloader, batches: int | None = None) -> tuple[Images, int]:
     pixels = torch.cat([batch[0] for batch in taken]).float()
     labels = torch.cat([batch[1] for batch in taken]).long()
     channels = pixels.shape[1]
-    return Images(pixels, labels, torch.zeros(channels), torch.full((channels,), 1 / 255)), len(first[1])
+    return Images(pixels, labels, torch.zeros(channels), torch.full((channels,), 1 / 255),
+                  torch.contiguous_format), len(first[1])

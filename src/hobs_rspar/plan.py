@@ -95,6 +95,7 @@ class PruningPlan:
             raise UserError(f"the plan is for another network: it was made for '{self.network}' with {len(mine)} "
                             f"groups, this network has {len(theirs)}; first differences: {odd}. Allocate again")
         for group in self.groups:
-            if not group.kept or sorted(set(group.kept)) != group.kept or not 0 <= group.kept[-1] < group.channels:
+            kept = group.kept
+            if not kept or sorted(set(kept)) != kept or kept[0] < 0 or kept[-1] >= group.channels:
                 raise UserError(f"plan, group {group.name}: kept channels must be sorted, distinct and within 0 to "
-                                f"{group.channels - 1}, at least one; seen: {group.kept[:8]}")
+                                f"{group.channels - 1}, at least one; seen: {kept[:8]}")

@@ -7,6 +7,7 @@ import hashlib
 import shutil
 import subprocess
 import tempfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -105,7 +106,7 @@ def _idx(folder: Path, name: str, expected: str) -> torch.Tensor:
         raise UserError(f"{folder}/{name}.gz not found; data.folder must hold {', '.join(FASHION_MNIST)} (.gz or not)")
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
-    except (EOFError, OSError) as problem:
+    except (EOFError, OSError, zlib.error) as problem:
         raise UserError(f"{path} is truncated or no gzip file ({problem}); fetch it again") from None
     seen = hashlib.sha256(content).hexdigest()
     if seen != expected:
@@ -152,6 +153,10 @@ def image_folder(options) -> Raw:
     except (FileNotFoundError, RuntimeError) as problem:
         raise UserError(f"data.folder '{options.folder}': {problem}. Expected train/<class>/ and "
                         "val/<class>/") from None
+    if train.classes != test.classes:
+        odd = sorted(set(train.classes) ^ set(test.classes))
+        raise UserError(f"data.folder '{options.folder}': train/ and val/ have different classes "
+                        f"({', '.join(odd[:5])}); labels would mean different things. Give both the same class folders")
     needed = (len(train) + len(test)) * 3 * size * size / 2**30
     if needed > MEMORY_LIMIT_GIB:
         raise UserError(f"data.folder '{options.folder}': {len(train) + len(test)} images of {size} pixels need "
@@ -162,6 +167,9 @@ def image_folder(options) -> Raw:
 
 def _stacked(images, size: int) -> tuple[torch.Tensor, torch.Tensor]:
     pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
-    for index, (image, _) in enumerate(images):  # decoding is a file at a time
-        pixels[index] = image.expand(3, -1, -1)
+    for index, (path, _) in enumerate(images.samples):  # decoding is a file at a time
+        try:
+            pixels[index] = images[index][0].expand(3, -1, -1)
+        except OSError as problem:
+            raise UserError(f"{path} cannot be read as an image ({problem}); replace or remove it") from None
     return pixels, torch.tensor(images.targets)

@@ -33,9 +33,11 @@ def groups(network: nn.Module, example: Tensor, protect: Sequence[str] = ()) -> 
     Raises:
         UserError: the network cannot be traced; a protected layer is not in any group.
     """
+    coupled = _coupled_channels(network, example)
     macs = cost.layer_macs(network, example)
     order = {name: i for i, name in enumerate(macs)}
-    found = [_group(members, order) for members in _coupled_channels(network, example)]
+    calls = cost.layer_calls(network, example)
+    found = [_group(members, order, calls) for members in coupled]
     found = sorted((group for group in found if group is not None), key=lambda group: order[group.name])
     layers = {name: (value, *_sizes(network.get_submodule(name))) for name, value in macs.items()}
     every = Groups(found, layers)
@@ -45,15 +47,22 @@ def groups(network: nn.Module, example: Tensor, protect: Sequence[str] = ()) -> 
     return every
 
 
-def _group(members: list[tuple[str, str, list[list[int]]]], order: dict[str, int]) -> Group | None:
+def _group(members: list[tuple[str, str, list[list[int]]]], order: dict[str, int],
+           calls: dict[str, int]) -> Group | None:
     """A group of the trace; None for the network's output, which nothing consumes."""
     parts = tuple(Member(layer, role, tuple(tuple(i) for i in index)) for layer, role, index in members
                   if role in ROLES)
     producers = [part.layer for part in parts if part.role == "producer"]
-    if not producers or not any(part.role == "consumer" for part in parts):
-        return None
     blocked = [f"{layer} is {role}" for layer, role, _ in members if role not in ROLES]
-    return Group(min(producers, key=order.__getitem__), len(parts[0].index), parts, "; ".join(blocked))
+    blocked += [f"{part.layer} takes only some of the channels" for part in parts
+                if part.role != "norm" and len({len(own) for own in part.index}) > 1]
+    blocked += [f"{part.layer} is called {calls[part.layer]} times" for part in parts if calls.get(part.layer, 1) > 1]
+    if not producers or not (blocked or any(part.role == "consumer" for part in parts)):
+        return None
+    if blocked:  # nothing of it is ever cut; its other members may not even have a regular index
+        parts = tuple(part for part in parts if part.role == "producer" and len({len(own) for own in part.index}) == 1)
+    channels = len(members[0][2])
+    return Group(min(producers, key=order.__getitem__), channels, parts, "; ".join(blocked))
 
 
 def _sizes(layer: nn.Module) -> tuple[int, int]:
@@ -79,36 +88,46 @@ def _coupled_channels(network: nn.Module, example: Tensor) -> list[tuple[tuple[s
     """
     network = copy.deepcopy(network).eval()
     graph = _graph(network, example)
-    names = {module: name for name, module in network.named_modules()}
+    names = {part: name for name, part in (*network.named_modules(), *network.named_parameters())}
     return [_members(group, names) for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])]
 
 
 def _graph(network: nn.Module, example: Tensor) -> tp.DependencyGraph:
+    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
     try:
-        return tp.DependencyGraph().build_dependency(network, example_inputs=example)
+        for parameter in frozen:  # the trace follows gradients
+            parameter.requires_grad_(True)
+        with torch.enable_grad():
+            return tp.DependencyGraph().build_dependency(network, example_inputs=example)
     except Exception as problem:  # torch-pruning raises bare errors of many kinds for what it cannot trace
         raise UserError(f"{type(network).__name__} cannot be traced with an input of shape {list(example.shape)} "
                         f"({type(problem).__name__}: {problem}); check the input's shape, or write the operation as "
                         "a module") from problem
+    finally:
+        for parameter in frozen:
+            parameter.requires_grad_(False)
 
 
-def _members(group, names: dict[nn.Module, str]) -> list[tuple[str, str, list[list[int]]]]:
+def _members(group, names: dict[nn.Module | nn.Parameter, str]) -> list[tuple[str, str, list[list[int]]]]:
     """Merges the trace's items per (layer, role); elementwise operations have no weights and are left out."""
     channels = len(group[0].idxs)
     merged: dict[tuple[str, str], list[list[int]]] = {}
     for item in group.items:
         module = item.dep.target.module
-        if module not in names or not any(True for _ in module.parameters(recurse=False)):
+        name = names.get(module)
+        if name is None or isinstance(module, nn.Module) and not any(True for _ in module.parameters(recurse=False)):
             continue
         role = _role(module, item.dep.handler.__name__)
-        index = merged.setdefault((names[module], role), [[] for _ in range(channels)])
+        index = merged.setdefault((name, role), [[] for _ in range(channels)])
         for own, root in zip(item.idxs, item.root_idxs):
             if int(own) not in index[int(root)]:
                 index[int(root)].append(int(own))
     return [(layer, role, index) for (layer, role), index in merged.items()]
 
 
-def _role(module: nn.Module, handler: str) -> str:
+def _role(module: nn.Module | nn.Parameter, handler: str) -> str:
+    if isinstance(module, nn.Parameter):
+        return "a bare parameter"
     if isinstance(module, nn.Conv2d) and module.groups > 1:
         return "depthwise" if module.groups == module.in_channels == module.out_channels else \
             f"a grouped convolution with {module.groups} groups"
@@ -146,7 +165,7 @@ def remove_filters(network: nn.Module, example: Tensor, removed: dict[str, Seque
     pruned = copy.deepcopy(network).eval()
     graph = _graph(pruned, example)
     layers = dict(pruned.named_modules())
-    for name, filters in removed.items():
+    for name, filters in _once(network, example, removed).items():
         layer = layers.get(name)
         if not isinstance(layer, (nn.Conv2d, nn.Linear)):
             raise UserError(f"plan: '{name}' is not a convolution or linear layer of {type(network).__name__}; the "
@@ -162,6 +181,25 @@ def remove_filters(network: nn.Module, example: Tensor, removed: dict[str, Seque
     for parameter in pruned.parameters():
         parameter.grad = None
     return pruned
+
+
+def _once(network: nn.Module, example: Tensor, removed: dict[str, Sequence[int]]) -> dict[str, list[int]]:
+    """Filters to remove, coupled layers merged under the first that is named: the others lose theirs with it."""
+    if len(removed) < 2:
+        return {name: list(filters) for name, filters in removed.items()}
+    owner = {member.layer: (g, {own[0]: channel for channel, own in enumerate(member.index)}, member)
+             for g, group in enumerate(groups(network, example))
+             for member in group.with_role("producer", "depthwise")}
+    first: dict[int, str] = {}
+    merged: dict[str, list[int]] = {}
+    for name, filters in removed.items():
+        if name not in owner or not set(filters) <= owner[name][1].keys():
+            merged[name] = list(filters)
+            continue
+        g, channel_of, _ = owner[name]
+        root = first.setdefault(g, name)
+        merged.setdefault(root, []).extend(owner[root][2].of([channel_of[own] for own in filters]))
+    return merged
 
 
 def _handler(layer: nn.Module):

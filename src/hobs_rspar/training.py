@@ -176,5 +176,7 @@ def _require_finite(loss: Tensor, stage: str, epoch: int, step: int) -> None:
 def _record(task: Task, epoch: int, loss: float) -> dict:
     out, labels = logits(task.network, task.validation, task.recipe.precision), task.validation.labels.cpu()
     steps = steps_per_epoch(len(task.train), task.recipe)
+    validation_loss = F.cross_entropy(out, labels)
+    _require_finite(validation_loss, task.stage, epoch, steps - 1)
     return {"epoch": epoch + 1, "images": (epoch + 1) * steps * task.recipe.batch_size, "train_loss": loss,
-            "validation_loss": F.cross_entropy(out, labels).item(), "validation_top1": accuracy(out, labels)}
+            "validation_loss": validation_loss.item(), "validation_top1": accuracy(out, labels)}

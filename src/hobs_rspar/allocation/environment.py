@@ -96,7 +96,9 @@ class PruningEnvironment:
         for g, width in enumerate(widths):
             for name, change in self._refit(g, int(width)).items():
                 state[name] = state[name] + change
-        return checkpoint.fit(copy.deepcopy(self.network), self.groups.sliced(state, self.kept(widths)), "allocation")
+        state = self.groups.sliced(state, self.kept(widths))
+        return checkpoint.fit(copy.deepcopy(self.network), state, "allocation").to(
+            memory_format=self.validation.layout)
 
     def _refit(self, g: int, width: int) -> dict[str, Tensor]:
         """What the refit adds to the weight of each consumer of group ``g`` at ``width``."""

@@ -18,7 +18,7 @@ class ActorCritic(nn.Module):
         super().__init__()
         self.actor = self._network(inputs, hidden, gain=0.01)
         self.critic = self._network(inputs, hidden, gain=1.0)
-        self.log_std = nn.Parameter(torch.full((1,), math.log(0.5)))
+        self.log_std = nn.Parameter(torch.tensor(math.log(0.5)))
 
     @staticmethod
     def _network(inputs: int, hidden: int, gain: float) -> nn.Sequential:
@@ -70,6 +70,7 @@ class RSPARAgent:
                  initial_ratio: float = 0.5, seed: int = 0):
         self.num_layers, self.state_dim = num_layers, layer_feature_dim + num_layers + 1
         self.gamma, self.gae_lambda, self.clip, self.entropy = gamma, gae_lambda, clip, entropy
+        initial_ratio = min(max(initial_ratio, 0.01), 0.99)  # the sigmoid never reaches 0 or 1
         self.offset = math.log(initial_ratio / (1 - initial_ratio))
         self.generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):

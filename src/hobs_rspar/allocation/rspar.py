@@ -90,8 +90,8 @@ def _features(environment: PruningEnvironment, relative: list[Tensor], target: T
     halves = groups.sizes - np.diag(groups.sizes // 2)
     saved = 1 - groups.macs(halves) / groups.dense_macs
     error = [float(curve[group.channels // 2 - 1]) for curve, group in zip(relative, groups)]
-    columns = [np.arange(len(groups)) / len(groups), groups.sizes / groups.sizes.max(), saved / saved.max(),
-               np.array(error) / max(error)]
+    columns = [np.arange(len(groups)) / len(groups), groups.sizes / groups.sizes.max(),
+               saved / max(saved.max(), 1e-12), np.array(error) / max(*error, 1e-12)]
     return torch.tensor(np.stack(columns, 1), dtype=torch.float32)
 
 

@@ -58,11 +58,14 @@ class HOBSSensitivityAnalyzer:
                             "softmax cross entropy; leave criterion out")
         images, batch = from_loader(dataloader, num_batches)
         generator = torch.Generator().manual_seed(0)
-        training = self.model.training
+        training = [module for module in self.model.modules() if module.training]
         self.model.eval()
-        self._groups = groups(self.model, images.normalised(images.pixels[:1]))
-        self._scores = self._score(images, batch, generator)
-        self.model.train(training)
+        try:
+            self._groups = groups(self.model, images.normalised(images.pixels[:1]))
+            self._scores = self._score(images, batch, generator)
+        finally:
+            for module in training:  # one by one: a frozen batch norm stays frozen
+                module.training = True
         return {member.layer: scores for group, scores in zip(self._groups, self._scores)
                 for member in group.with_role("producer", "depthwise")}
 

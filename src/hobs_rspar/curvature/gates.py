@@ -94,17 +94,22 @@ def gate_gradients(network: nn.Module, gates: Gates, images: Images, batch_size:
     frozen = [(p, p.requires_grad) for p in network.parameters()]
     for parameter, _ in frozen:
         parameter.requires_grad_(False)
-    rows = []
-    for x, labels in images.batches(batch_size):
-        values = torch.ones(len(x), gates.total, device=x.device, requires_grad=True)
-        with gates.applied(network, values):
-            out = network(x)
-        if generator is not None:
-            labels = sampled_labels(out, generator)
-        rows.append(torch.autograd.grad(F.cross_entropy(out, labels, reduction="sum"), values)[0].cpu())
-    for parameter, flag in frozen:
-        parameter.requires_grad_(flag)
-    return torch.cat(rows)
+    try:
+        return torch.cat([_rows(network, gates, x, labels, generator) for x, labels in images.batches(batch_size)])
+    finally:
+        for parameter, flag in frozen:
+            parameter.requires_grad_(flag)
+
+
+@torch.enable_grad()
+def _rows(network: nn.Module, gates: Gates, x: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Gradients of one batch [n, total]."""
+    values = torch.ones(len(x), gates.total, device=x.device, requires_grad=True)
+    with gates.applied(network, values):
+        out = network(x)
+    if generator is not None:
+        labels = sampled_labels(out, generator)
+    return torch.autograd.grad(F.cross_entropy(out, labels, reduction="sum"), values)[0].cpu()
 
 
 def sampled_labels(out: Tensor, generator: torch.Generator) -> Tensor:

@@ -179,8 +179,9 @@ def collect_factors(network: nn.Module, images: Images, options, generator: torc
     kfac.register_hooks()
     try:
         for x, _ in progress(list(images.batches(options.batch_size))):
-            out = network(x.requires_grad_())
-            F.cross_entropy(out, sampled_labels(out, generator), reduction="sum").backward()
+            with torch.enable_grad():
+                out = network(x.requires_grad_())
+                F.cross_entropy(out, sampled_labels(out, generator), reduction="sum").backward()
             kfac.update_factors()
     finally:
         kfac.remove_hooks()
@@ -195,6 +196,12 @@ def analyse(network: nn.Module, every: Groups, factors: dict[str, Tensor], dampi
     scores: dict[str, list[Tensor]] = {"kfac": [], "hobs": []}
     eliminations = []
     for group in every:
+        if not group.with_role("consumer"):  # kept whole
+            nothing = torch.zeros(group.channels, dtype=torch.float64)
+            eliminations.append(Elimination(torch.arange(group.channels), nothing, nothing))
+            scores["kfac"].append(nothing)
+            scores["hobs"].append(nothing)
+            continue
         parts = consumers(group, network, factors)
         full = [factors[f"{member.layer}/g"][0] for member in group.with_role("consumer")]
         eliminations.append(eliminate(parts, damping))

@@ -15,6 +15,7 @@ from hobs_rspar.curvature.kfac import damped, patches, sampled_positions
 from hobs_rspar.data import Images
 from hobs_rspar.errors import UserError, did_you_mean
 
+BATCH = 256  # images a pass
 REPAIRS = ("none", "batchnorm", "least_squares")
 
 
@@ -30,7 +31,8 @@ def reestimate_batchnorm(network: nn.Module, images: Images, precision: str = "f
         norm.train()
     with torch.autocast(images.pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
         for x, _ in images.batches(batch_size):
-            network(x)
+            if len(x) > 1:  # a last batch of a single image has no variance
+                network(x)
     for norm, momentum in zip(norms, momenta):
         norm.momentum = momentum
     network.eval()
@@ -90,6 +92,7 @@ def least_squares(pruned: nn.Module, dense: nn.Module, groups: Groups, kept: lis
     Returns:
         Mean relative squared output error of the refitted consumers on the same images.
     """
+    images = images.first(len(images) - (len(images) % BATCH == 1))  # a single image has no batch statistics
     names = _consumers(groups, kept)
     rows = _output_rows(groups, kept)
     where = _positions(dense, names, images, options.positions, generator)
@@ -166,7 +169,7 @@ def _outputs(network: nn.Module, names: list[str], where: dict, images: Images) 
         return keep
 
     hooks = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    for x, _ in images.batches(256):
+    for x, _ in images.batches(BATCH):
         network(x)
     for handle in hooks:
         handle.remove()
@@ -188,7 +191,7 @@ def _inputs(network: nn.Module, name: str, where: Tensor | None, images: Images)
     for norm in norms:
         norm.train()
         norm.track_running_stats = False
-    for x, _ in images.batches(256):
+    for x, _ in images.batches(BATCH):
         try:
             network(x)
         except _Stop:

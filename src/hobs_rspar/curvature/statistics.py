@@ -10,6 +10,7 @@ from hobs_rspar.criteria import filter_norms
 from hobs_rspar.curvature.gates import Gates, fisher_score, gate_gradients, taylor_score
 from hobs_rspar.curvature.hobs import analyse, collect_factors
 from hobs_rspar.data import Images
+from hobs_rspar.errors import UserError
 
 SCORES = ("l1", "taylor", "fisher", "kfac", "hobs")
 
@@ -30,7 +31,13 @@ def collect(network: nn.Module, groups: Groups, images: Images, options, generat
         ``gates``: ``true_rows`` and ``sampled_rows`` [N, channels of all groups], the scores of ``SCORES`` and
         ``relative`` (relative output error after each elimination) [channels]; and ``factors``: ``<layer>/a``,
         ``<layer>/g``. All float32 on the CPU.
+
+    Raises:
+        UserError: there are no groups, or all are kept whole.
     """
+    if all(group.protected for group in groups):
+        why = "; ".join(f"{group.name}: {group.protected}" for group in groups) or "no channels lie between two layers"
+        raise UserError(f"{type(network).__name__}: nothing to prune ({why})")
     gate = Gates(groups)
     found = {"true_rows": gate_gradients(network, gate, images, options.batch_size),
              "sampled_rows": gate_gradients(network, gate, images, options.batch_size, generator)}

@@ -50,4 +50,5 @@ def plan(context: Context, options: Options) -> PruningPlan:
     found = search(environment, relative, target, options, context.derived_seed, context.validation)
     history = {"evaluations": environment.evaluations, "images": environment.images, "chosen": found.chosen,
                "episodes": found.episodes}
-    return context.keep_best(scores, found.widths, "H-OBS, R-SPAR", repair="least_squares", search=history)
+    ranks = [torch.argsort(channels) for channels in order]  # the very order that was evaluated, ties included
+    return context.keep_best(ranks, found.widths, "H-OBS, R-SPAR", repair="least_squares", search=history)

@@ -1,0 +1,378 @@
+"""Bad input: one message that names the file or key, what was seen, what is allowed and what to do; no traceback."""
+
+import copy
+import gzip
+import json
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from small import ZOO, images, plan_of, random_kept, zoo, zoo_groups
+
+from hobs_rspar import checkpoint, config, data, sources
+from hobs_rspar.errors import UserError, did_you_mean
+from hobs_rspar.methods import _registry
+from hobs_rspar.networks import NetworkSpec, build
+from hobs_rspar.plan import PruningPlan
+
+ROOT = Path(__file__).parents[1]
+PARAMS = yaml.safe_load((ROOT / "configs/default.yaml").read_text())
+
+
+def changed(**changes) -> dict:
+    """The default params with some keys changed: ``study__budget__macs=2``."""
+    params = copy.deepcopy(PARAMS)
+    for key, value in changes.items():
+        *path, last = key.split("__")
+        section = params
+        for part in path:
+            section = section[part]
+        section[last] = value
+    return params
+
+
+def load(params, tmp_path: Path) -> config.Params:
+    path = tmp_path / "params.yaml"
+    path.write_text(params if isinstance(params, str) else yaml.safe_dump(params, sort_keys=False))
+    return config.load(path)
+
+
+def message(params, tmp_path: Path) -> str:
+    with pytest.raises(UserError) as caught:
+        load(params, tmp_path)
+    return str(caught.value)
+
+
+# --- params.yaml
+
+def test_the_default_params_are_valid(tmp_path):
+    params = load(changed(), tmp_path)
+    assert params.study.budget.macs == 0.26 and len(params.cells) == 40 and params.cells[0] == "unpruned-42"
+    with pytest.raises(Exception, match="frozen"):
+        params.study.name = "other"
+    assert load(changed(study__network="my_models.nets:small"), tmp_path).study.network == "my_models.nets:small"
+
+
+CASES = [
+    # an unknown key, with the nearest right one
+    (changed(finetune__learning_rat=0.1), ["unknown key 'finetune.learning_rat'", "Did you mean 'learning_rate'?",
+                                           "Allowed here: batch_size, crops"]),
+    (changed(studdy={}), ["unknown key 'studdy'", "Did you mean 'study'?"]),
+    (changed(study__budget__mac=0.5), ["unknown key 'study.budget.mac'", "Did you mean 'macs'?", "latency_ms"]),
+    (changed(finetune__distillation__temprature=4), ["'finetune.distillation.temprature'", "'temperature'"]),
+    # a method's block
+    (changed(methods__hobs_rspar__itrations=3), ["methods.hobs_rspar: 'itrations' is not known", "'iterations'"]),
+    (changed(methods__l1__power=2), ["methods.l1: 'power' is not known", "nothing (the method has no options)"]),
+    (changed(methods__l3={}), ["methods: 'l3' is not known", "Did you mean 'l1'?"]),
+    (changed(methods__l1=None), ["methods.l1", "(seen: None)"]),
+    # names
+    (changed(study__methods=["l1", "hobs_rsapr"]), ["study.methods: 'hobs_rsapr' is not known",
+                                                    "Did you mean 'hobs_rspar'?", "taylor_oneshot"]),
+    (changed(study__network="resent20"), ["study.network: 'resent20' is not known", "Did you mean 'resnet20'?",
+                                          "package.module:function"]),
+    (changed(study__dataset="fashionmnist"), ["study.dataset: 'fashionmnist' is not known",
+                                              "Did you mean 'fashion_mnist'?", "cifar10"]),
+    (changed(study__methods=[]), ["study.methods", "at least 1"]),
+    (changed(study__methods=["l1", "l1"]), ["study.methods names ['l1'] twice"]),
+    (changed(study__seeds=[1, 2, 1]), ["study.seeds names [1] twice"]),
+    (changed(study__name="My Study"), ["study.name", "My Study"]),
+    (changed(methods={"l1": {}}), ["methods.unpruned is missing", "'unpruned: {}'"]),
+    # budgets
+    (changed(study__budget__macs=0), ["study.budget.macs", "greater than 0", "(seen: 0)"]),
+    (changed(study__budget__macs=1.2), ["study.budget.macs", "less than or equal to 1", "(seen: 1.2)"]),
+    (changed(study__budget__macs=-0.1), ["study.budget.macs", "(seen: -0.1)"]),
+    (changed(study__budget__macs=float("nan")), ["study.budget.macs", "(seen: nan)"]),
+    (changed(study__budget__macs="a quarter"), ["study.budget.macs", "valid number", "'a quarter'"]),
+    (changed(study__budget={"macs": 0.5, "latency_ms": 3, "latency_ratio": None}),
+     ["study.budget", "exactly one of macs, latency_ms, latency_ratio must be set (set: macs, latency_ms)",
+      "write null for the others"]),
+    (changed(study__budget={"macs": None, "latency_ms": None, "latency_ratio": None}), ["(set: none)"]),
+    (changed(study__budget={}), ["(set: none)"]),
+    # types and ranges
+    (changed(device="gpu"), ["device", "'auto', 'cpu' or 'cuda'", "(seen: 'gpu')"]),
+    (changed(finetune__epochs=0), ["finetune.epochs", "greater than 0"]),
+    (changed(finetune__epochs=3), ["finetune", "crops must name one size per epoch (3) or be empty; it names 2"]),
+    (changed(finetune__precision="fp16"), ["finetune.precision", "'bf16' or 'fp32'"]),
+    (changed(pretrain__momentum=1.5), ["pretrain.momentum", "(seen: 1.5)"]),
+    (changed(study__seeds=[-1]), ["study.seeds.0", "(seen: -1)"]),
+    (changed(allocation__tolerance=0.5), ["allocation.tolerance", "(seen: 0.5)"]),
+    # the file
+    ("study: [", ["is not valid YAML"]),
+    ("", ["(whole file)"]),
+    ("- 1\n- 2\n", ["(whole file)"]),
+]
+
+
+@pytest.mark.parametrize(("params", "words"), CASES, ids=[words[0] for _, words in CASES])
+def test_params_that_cannot_be(params, words, tmp_path):
+    text = message(params, tmp_path)
+    assert text.startswith(f"{tmp_path / 'params.yaml'}")
+    for word in words:
+        assert word in text
+
+
+def test_a_missing_key_and_a_missing_file(tmp_path):
+    params = changed()
+    del params["prune"]["ridge"], params["report"]
+    text = message(params, tmp_path)
+    assert "key 'prune.ridge' is missing; configs/default.yaml shows every key" in text and "'report'" in text
+    with pytest.raises(UserError, match=r"none.yaml not found; run from the repository's root, or 'make study"):
+        config.load(tmp_path / "none.yaml")
+
+
+def test_all_problems_are_said_at_once(tmp_path):
+    text = message(changed(finetune__epoch=1, pretrain__epochs=-1, device="tpu"), tmp_path)
+    assert all(key in text for key in ("finetune.epoch", "pretrain.epochs", "device")) and text.count("\n") == 2
+
+
+@pytest.mark.parametrize("block", [{"clip": 1.5}, {"iterations": "many"}, {"images": 500}])
+def test_values_of_a_methods_block_are_checked(block):
+    """'make repro' checks them before any work, a stage of its own when it begins."""
+    (key,) = block
+    with pytest.raises(UserError, match=f"methods.hobs_rspar.{key}"):
+        _registry.options("hobs_rspar", block)
+
+
+def test_suggestions():
+    assert did_you_mean("resnet2", ["resnet20", "mobilenet_v2"]) == " Did you mean 'resnet20'?"
+    assert did_you_mean("zzz", ["resnet20"]) == ""
+
+
+# --- networks
+
+def test_unknown_networks():
+    with pytest.raises(UserError, match="network 'resnet200' is not known. Did you mean 'resnet20'.*Allowed: resnet8"):
+        build(NetworkSpec("resnet200", 10, 1, 28))
+    for name in ("no_such_module:net", "torch.nn:NoSuchNet", "math:sqrt", "builtins:print"):
+        with pytest.raises(UserError, match=f"network '{name}'"):
+            build(NetworkSpec(name, 10, 1, 28))
+
+
+def test_a_users_own_network(monkeypatch, tmp_path):
+    (tmp_path / "my_networks.py").write_text(
+        "from torch import nn\n\ndef tiny(classes):\n    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), "
+        "nn.Linear(2, classes))\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    assert build(NetworkSpec("my_networks:tiny", 7, 1, 3))(torch.zeros(1, 1, 3, 3)).shape == (1, 7)
+
+
+# --- data files
+
+NAMES = list(sources.FASHION_MNIST)
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    """Four files whose content is not Fashion-MNIST's."""
+    content = bytes(torch.randint(16, (10_000,), generator=torch.Generator().manual_seed(0)).tolist())
+    for name in NAMES:
+        (tmp_path / f"{name}.gz").write_bytes(gzip.compress(content, mtime=0))
+    return tmp_path
+
+
+def test_wrong_checksum(folder):
+    with pytest.raises(UserError, match=rf"{folder}/train-images-idx3-ubyte.gz: SHA-256 of the content is "
+                                        r"[0-9a-f]{16}\.\.\., expected c59f468a2f672dc8\.\.\.; .*fetch it again"):
+        sources.fashion_mnist(str(folder))
+
+
+def test_missing_file(folder):
+    (folder / "train-images-idx3-ubyte.gz").unlink()
+    with pytest.raises(UserError, match="train-images-idx3-ubyte.gz not found; data.folder must hold train-.*t10k"):
+        sources.fashion_mnist(str(folder))
+    with pytest.raises(UserError, match="/no/such/folder/train-images-idx3-ubyte.gz not found"):
+        sources.fashion_mnist("/no/such/folder")
+
+
+@pytest.mark.parametrize("damage", [lambda b: b[:len(b) // 2], lambda b: b[:-4], lambda b: b"", lambda b: b"no gzip",
+                                    lambda b: b[:12] + bytes(8) + b[20:]],
+                         ids=["half", "no end", "empty", "text", "damaged inside"])
+def test_truncated_file(folder, damage):
+    path = folder / "train-images-idx3-ubyte.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    with pytest.raises(UserError, match=f"{path}.*fetch it again"):
+        sources.fashion_mnist(str(folder))
+
+
+# --- model files and plans
+
+@pytest.fixture
+def saved(tmp_path) -> Path:
+    checkpoint.save(tmp_path / "dense.safetensors", zoo("resnet8"), ZOO["resnet8"])
+    return tmp_path / "dense.safetensors"
+
+
+@pytest.mark.parametrize("keep", [0, 7, 100, 5000, -1])
+def test_truncated_checkpoint(saved, keep):
+    saved.write_bytes(saved.read_bytes()[:keep])
+    with pytest.raises(UserError, match=rf"{saved} is not a readable safetensors file .*truncated.*Delete it and run"):
+        checkpoint.load(saved)
+
+
+def test_missing_and_foreign_checkpoints(saved, tmp_path):
+    with pytest.raises(UserError, match="none.safetensors not found; 'dvc repro' makes it, or check the path"):
+        checkpoint.load(tmp_path / "none.safetensors")
+    checkpoint.save_tensors(tmp_path / "other.safetensors", {"a": torch.zeros(1)})
+    with pytest.raises(UserError, match="other.safetensors holds tensors, but its metadata name no network"):
+        checkpoint.load(tmp_path / "other.safetensors")
+
+
+def state_of(name: str) -> dict:
+    return {key: tensor.clone() for key, tensor in zoo(name).state_dict().items()}
+
+
+def test_a_checkpoint_that_does_not_fit():
+    spec = ZOO["resnet8"]
+    with pytest.raises(UserError, match=r"weights.safetensors does not fit the network: 0 tensors are missing "
+                                        r"\(none\), \d+ are unknown \(layer1.1.bn1.bias.*give a checkpoint of"):
+        checkpoint.fit(build(spec), state_of("resnet20"), "weights.safetensors")
+    short = state_of("resnet8")
+    del short["linear.bias"]
+    with pytest.raises(UserError, match=r"1 tensors are missing \(linear.bias\), 0 are unknown \(none\)"):
+        checkpoint.fit(build(spec), short, "weights")
+    large = state_of("resnet8")
+    large["linear.weight"] = torch.zeros(11, 64)
+    with pytest.raises(UserError, match=r"linear.weight has shape \[11, 64\], the network's is \[10, 64\]"):
+        checkpoint.fit(build(spec), large, "weights")
+    flat = state_of("resnet8")
+    flat["conv1.weight"] = torch.zeros(16, 9)
+    with pytest.raises(UserError, match=r"conv1.weight has shape \[16, 9\]"):
+        checkpoint.fit(build(spec), flat, "weights")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"groups": 3}', '{"groups": [], "macs_ratio": 1}'])
+def test_a_file_that_is_no_plan(text, tmp_path):
+    (tmp_path / "plan.json").write_text(text)
+    with pytest.raises(UserError, match="plan.json is not a pruning plan .*run 'dvc repro allocate' again"):
+        PruningPlan.load(tmp_path / "plan.json")
+    with pytest.raises(UserError, match="none.json not found; 'dvc repro allocate' makes it"):
+        PruningPlan.load(tmp_path / "none.json")
+
+
+# --- the scripts
+
+@pytest.fixture
+def study(tmp_path, monkeypatch) -> Path:
+    """A folder with params, data and a dense network, in which the scripts run in this process."""
+    params = changed(study__network="resnet8", study__name="small", study__methods=["l1"], study__seeds=[7],
+                     finetune__epochs=1, finetune__crops=[], finetune__images=None, finetune__precision="fp32",
+                     prune__images=32)
+    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+    source = images(400, 1, 28, 10)
+    classes = [str(number) for number in range(10)]
+    raw = data.Raw(source.pixels, source.labels, source.pixels[:40], source.labels[:40], classes, "")
+    options = type("Options", (), {"validation": 100, "calibration": 32, "split_seed": 0, "train_images": None,
+                                   "test_images": None})
+    data.split_and_save(raw, "fashion_mnist", options, tmp_path / "data/fashion_mnist")
+    dense = tmp_path / "artifacts/dense/fashion_mnist_resnet8"
+    checkpoint.save(dense / "dense.safetensors", zoo("resnet8"), ZOO["resnet8"])
+    (dense / "groups.json").write_text(json.dumps(zoo_groups("resnet8").to_json()))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(ROOT / "pipeline"))
+    return tmp_path
+
+
+def set_params(folder: Path, **changes) -> None:
+    params = yaml.safe_load((folder / "params.yaml").read_text())
+    for key, value in changes.items():
+        section, name = key.split("__")
+        params[section][name] = value
+    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
+
+
+def stage(name: str, monkeypatch, *arguments: str) -> str:
+    """Runs a script as ``python`` does; returns its error message, or an empty string."""
+    monkeypatch.setattr(sys, "argv", [f"pipeline/{name}.py", *arguments])
+    try:
+        runpy.run_path(str(ROOT / "pipeline" / f"{name}.py"), run_name="__main__")
+    except SystemExit as end:
+        assert isinstance(end.code, str)  # printed on stderr, exit status 1
+        return end.code
+    return ""
+
+
+def test_scripts_say_how_they_are_called(study, monkeypatch):
+    for arguments in ((), ("l1",), ("l1", "x"), ("l1", "1", "2")):
+        assert stage("allocate", monkeypatch, *arguments) == \
+            "error: usage: python pipeline/allocate.py METHOD SEED, for example: python pipeline/allocate.py l1 7"
+    assert stage("prune", monkeypatch, "l2_globl", "7").startswith(
+        "error: method 'l2_globl' has no block in params.yaml. Did you mean 'l2_global'?")
+
+
+def test_a_plan_for_another_network_stops_the_prune_stage(study, monkeypatch):
+    groups = zoo_groups("resnet20")
+    cell = study / "artifacts/small/cells/l1-7"
+    plan_of(groups, random_kept(groups, 0), "resnet20").save(cell / "plan.json")
+    text = stage("prune", monkeypatch, "l1", "7")
+    assert text.startswith("error: the plan is for another network: it was made for 'resnet20' with 12 groups, this "
+                           "network has 6") and text.endswith("Allocate again")
+    assert sorted(path.name for path in cell.iterdir()) == ["plan.json"]
+
+
+def test_a_plan_that_misses_its_budget_stops_the_prune_stage(study, monkeypatch):
+    assert stage("allocate", monkeypatch, "l1", "7") == ""
+    path = study / "artifacts/small/cells/l1-7/plan.json"
+    text = json.loads(path.read_text())
+    text["groups"][0]["kept"] = list(range(16))
+    path.write_text(json.dumps(text))
+    found = stage("prune", monkeypatch, "l1", "7")
+    assert found.startswith("error: prune l1-7: 0.") and "the budget 0.26x" in found
+    assert "widest group: conv1 (16 of 16). Allocate again" in found
+
+
+def test_nothing_is_lost_when_the_loss_is_not_finite(study, monkeypatch):
+    for name in ("allocate", "prune"):
+        assert stage(name, monkeypatch, "l1", "7") == ""
+    cell = study / "artifacts/small/cells/l1-7"
+    before = {path.name: path.read_bytes() for path in cell.iterdir()}
+    set_params(study, finetune__learning_rate=1e30)
+    text = stage("finetune", monkeypatch, "l1", "7")
+    assert text.startswith("error: finetune: the loss became ")
+    assert "lower finetune.learning_rate in params.yaml" in text
+    assert {path.name: path.read_bytes() for path in cell.iterdir()} == before
+    set_params(study, finetune__learning_rate=0.01)
+    assert stage("finetune", monkeypatch, "l1", "7") == ""
+    assert json.loads((cell / "recovery.json").read_text())["history"][0]["epoch"] == 1
+
+
+def test_a_network_that_does_not_fit_the_study(study, monkeypatch):
+    """A dense checkpoint given by the user, of another network."""
+    checkpoint.save(study / "mine.safetensors", zoo("resnet20"), ZOO["resnet20"])
+    set_params(study, pretrain__source=str(study / "mine.safetensors"))
+    assert stage("pretrain", monkeypatch).startswith(f"error: {study}/mine.safetensors does not fit the network")
+    set_params(study, pretrain__source="torchvison")
+    assert "pretrain.source 'torchvison' is not known. Allowed: train, torchvision, or a file" in \
+        stage("pretrain", monkeypatch)
+    set_params(study, pretrain__source="torchvision")
+    assert "pretrain.source 'torchvision' has no weights for 'resnet8'" in stage("pretrain", monkeypatch)
+
+
+def test_stages_that_come_too_early_say_what_is_missing(study, monkeypatch):
+    assert "cells/l1-7/plan.json not found; 'dvc repro allocate' makes it" in stage("prune", monkeypatch, "l1", "7")
+    assert "cells/l1-7/pruned.safetensors not found" in stage("finetune", monkeypatch, "l1", "7")
+    (study / "data/fashion_mnist/manifest.json").unlink()
+    assert "manifest.json not found; run 'dvc repro data'" in stage("pretrain", monkeypatch)
+
+
+def script(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, str(ROOT / "pipeline" / f"{name}.py"), *arguments], cwd=folder,
+                          capture_output=True, text=True, timeout=60)
+
+
+def test_scripts_end_with_status_1_and_no_traceback(study, tmp_path_factory):
+    """As a person sees it: in a process of its own."""
+    truncated = study / "artifacts/dense/fashion_mnist_resnet8/dense.safetensors"
+    truncated.write_bytes(truncated.read_bytes()[:1000])
+    files = tmp_path_factory.mktemp("files")
+    (files / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(b"0" * 999)[:20])
+    set_params(study, data__folder=str(files))
+    seen = [(script("allocate", study, "l1", "7"), "dense.safetensors is not a readable safetensors file"),
+            (script("data", study), "train-images-idx3-ubyte.gz is truncated or no gzip file"),
+            (script("data", files), "params.yaml not found; run from the repository's root")]
+    for done, words in seen:
+        assert done.returncode == 1 and done.stdout == ""
+        assert done.stderr.startswith("error: ") and words in done.stderr and done.stderr.count("\n") == 1
