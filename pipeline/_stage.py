@@ -5,14 +5,11 @@ workspace's code, so the path is set here instead.
 """
 
 import json
-import os
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-# Waiting threads sleep: when more threads than cores are runnable, OpenMP's spinning costs a factor of ten.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from hobs_rspar.errors import UserError, did_you_mean  # noqa: E402  (the line above makes it importable)
