@@ -65,6 +65,7 @@ def micro(new_clone) -> Clone:
     clone.write("configs/micro.yaml", MICRO)
     clone.run("make study STUDY=micro")
     clone.run("dvc repro")
+    keep_downloads(clone)
     clone.run("git add --force artifacts/dense/*/*.json artifacts/dense/*/dense.safetensors")  # as for the default one
     clone.commit("micro study")
     return clone
