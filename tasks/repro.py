@@ -34,6 +34,7 @@ def main() -> None:
     if not Path(".git").exists():
         raise UserError("no Git repository here, and DVC needs one; clone the repository, or 'git init' this copy")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell may have started this with it ignored
     started = time.monotonic()
     with only_one("make repro"):
         try:
@@ -87,9 +88,12 @@ def reread(changed_only: bool) -> tuple[_graph.Graph, set[str]]:
 
 
 def patterns(graph: _graph.Graph, todo: set[str]) -> dict[str, str]:
-    """The cells with stages to run, and a pattern for those stages: DVC reads its files again for every name."""
+    """The cells with stages to run, and a pattern for those stages: DVC reads its files again for every name.
+
+    The last come first: methods that search stand there, and a long cell at the end would leave the other cores idle.
+    """
     initials = "".join(kind[0] for kind in _graph.CELL_KINDS)
-    return {cell: f"[{initials}]*@{cell}" for cell in cells_of(graph, todo)}
+    return {cell: f"[{initials}]*@{cell}" for cell in reversed(cells_of(graph, todo))}
 
 
 def cells_of(graph: _graph.Graph, stages: set[str]) -> list[str]:
