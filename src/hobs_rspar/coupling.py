@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -71,7 +72,7 @@ class Groups(Sequence[Group]):
         """Channels of every group [groups]."""
         return np.array([group.channels for group in self.groups])
 
-    @property
+    @cached_property
     def dense_macs(self) -> int:
         return sum(macs for macs, _, _ in self.layers.values())
 
@@ -93,10 +94,25 @@ class Groups(Sequence[Group]):
             MACs [...], exactly what :func:`hobs_rspar.cost.count` finds on the pruned network.
         """
         removed = self.sizes - np.asarray(widths)
-        total = np.zeros(removed.shape[:-1])
-        for (macs, outputs, inputs), (out, into) in zip(self.layers.values(), self._coefficients()):
-            total += macs * (1 - removed @ out / outputs) * (1 - removed @ into / inputs)
-        return np.rint(total).astype(np.int64)
+        linear, quadratic = self.polynomial
+        saved = removed @ linear - np.einsum("...i,...i->...", removed @ quadratic, removed)
+        return np.rint(self.dense_macs - saved).astype(np.int64)
+
+    def macs_after(self, widths: np.ndarray, moves: np.ndarray) -> np.ndarray:
+        """MACs [n, moves] after each change of widths [moves, groups] from each of some widths [n, groups]."""
+        linear, quadratic = self.polynomial
+        slope = linear - 2 * (self.sizes - widths) @ quadratic
+        bend = np.einsum("mi,mi->m", moves @ quadratic, moves)
+        return self.macs(widths)[:, None] + np.rint(slope @ moves.T + bend).astype(np.int64)
+
+    @cached_property
+    def polynomial(self) -> tuple[np.ndarray, np.ndarray]:
+        """MACs are quadratic in the removed channels r: dense - r . linear + r' quadratic r ([groups], symmetric)."""
+        macs, outputs, inputs = (np.array(column, float) for column in zip(*self.layers.values()))
+        out, into = (np.stack(side) for side in zip(*self._coefficients()))
+        out, into = out / outputs[:, None], into / inputs[:, None]
+        product = (macs[:, None] * out).T @ into
+        return macs @ (out + into), (product + product.T) / 2
 
     def _coefficients(self) -> list[tuple[np.ndarray, np.ndarray]]:
         """For every layer: outputs and inputs that one channel of each group takes with it ([groups], [groups])."""

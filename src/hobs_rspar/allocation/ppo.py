@@ -76,7 +76,7 @@ class RSPARAgent:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.policy = ActorCritic(self.state_dim, hidden_dim)
-        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=lr)
+        self.optimizer = torch.optim.Adam(self.policy.parameters(), lr=lr, fused=True)
         self.rollout = Rollout()
 
     @torch.no_grad()

@@ -1,0 +1,86 @@
+"""What the benchmarks of allocation share: the study's dense network as rewards by look-up, and how a record is shown.
+
+Everything comes from files of the sensitivity stage and from params.yaml; no image is looked at.
+"""
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from hobs_rspar import config  # noqa: E402
+from hobs_rspar.allocation.reward import JointReward, SeparableReward  # noqa: E402
+from hobs_rspar.allocation.space import Space  # noqa: E402
+from hobs_rspar.checkpoint import load_tensors  # noqa: E402
+from hobs_rspar.coupling import Groups  # noqa: E402
+from hobs_rspar.errors import UserError  # noqa: E402
+from hobs_rspar.evidence import claim_files  # noqa: E402
+from hobs_rspar.evidence.table_formats import Column, Table, markdown_rows  # noqa: E402
+from hobs_rspar.paths import Paths  # noqa: E402
+
+
+@dataclass(frozen=True)
+class Problem:
+    """The allocation problem of the study.
+
+    Attributes:
+        params: params.yaml.
+        dense: dense.json, what is known about the dense network.
+        space: its allocations that meet the study's budget.
+        scores: per group H-OBS's scores [channels], whose ranking is the order of elimination.
+        relative: per group the relative output error after each elimination [channels].
+        gates: tensors of the sensitivity stage.
+    """
+
+    params: config.Params
+    dense: dict
+    space: Space
+    scores: list[Tensor]
+    relative: list[np.ndarray]
+    gates: dict[str, Tensor]
+
+    @property
+    def subject(self) -> str:
+        study = self.params.study
+        return f"{study.network} on {study.dataset}, {study.budget.macs:g}x MACs"
+
+    def separable(self) -> SeparableReward:
+        return SeparableReward.from_relative(self.relative)
+
+    def joint(self) -> JointReward:
+        order = [torch.argsort(score, stable=True).numpy() for score in self.scores]
+        return JointReward(self.gates["true_rows"].numpy(), self.gates["sampled_rows"].numpy(), order)
+
+
+def load() -> Problem:
+    """Reads the study; sets the number of threads to that of the allocate stage."""
+    params = config.load()
+    torch.set_num_threads(params.allocation.threads)
+    if params.study.budget.macs is None:
+        raise UserError("params.yaml: study.budget.macs is null; the benchmarks of allocation need a kept fraction in "
+                        "(0, 1]")
+    folder = Paths.of(params.study).dense
+    gates, _ = load_tensors(folder / "gates.safetensors")
+    groups = Groups.from_json(json.loads((folder / "groups.json").read_text()))
+    space = Space(groups, params.study.budget.macs, params.allocation.min_ratio, params.allocation.tolerance)
+    scores, relative = (gates[name].split(groups.sizes.tolist()) for name in ("hobs", "relative"))
+    return Problem(params, json.loads((folder / "dense.json").read_text()), space, list(scores),
+                   [part.numpy() for part in relative], gates)
+
+
+def publish(problem: Problem, record: dict) -> None:
+    """Writes a claim's record and prints its tables."""
+    path = Paths.of(problem.params.study).report / "claims" / f"{record['claim']}.json"
+    claim_files.write(path, record)
+    for table in record["tables"]:
+        columns = tuple(Column(key, heading) for key, heading in table["columns"])
+        rows = markdown_rows(Table(table["name"], table["title"], table["note"], columns, table["rows"]))
+        print(f"{table['title']}\n\n{rows}\n{table['note']}\n")
+    print(f"{record['claim']}: {record['measured']} ({record['lo']} to {record['hi']}) {record['unit']}; holds: "
+          f"{record['holds']}; {record['conditions']}; {record['seconds']} s -> {path}")

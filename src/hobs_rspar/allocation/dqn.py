@@ -1,0 +1,102 @@
+"""Deep Q-learning (Mnih et al. 2015) of the kept ratio of each group, with replay and a target network."""
+
+from __future__ import annotations
+
+import copy
+import math
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hobs_rspar.allocation.space import Space
+from hobs_rspar.allocation.trial import Result, Reward, Trial
+from hobs_rspar.allocation.walk import RewardedWalk
+
+EPISODES, STEPS, MINIBATCH = 16, 16, 128  # episodes a round, gradient steps after it, transitions a step
+HIDDEN, LEARNING_RATE = 64, 3e-3
+LEVELS = 20  # kept ratios to choose from, evenly spaced up to 1
+MEMORY = 20_000  # transitions
+ROUNDS = 4  # between copies to the target network
+LEAST = 0.05  # share of random actions at the end; all are random at the beginning
+
+
+class Learner:
+    """Q network, target network and replay memory.
+
+    Args:
+        inputs: values of a state.
+        seed: of the weights and of all samples.
+    """
+
+    def __init__(self, inputs: int, seed: int):
+        self.generator = torch.Generator().manual_seed(seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            self.network = nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
+                                         nn.Linear(HIDDEN, LEVELS))
+        self.target = copy.deepcopy(self.network)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE, fused=True)
+        self.memory: tuple[Tensor, ...] = ()
+
+    @torch.no_grad()
+    def act(self, states: Tensor, random: float) -> Tensor:
+        """Levels [n] for states [n, inputs]: the best ones, or random ones with probability ``random``."""
+        anything = torch.randint(LEVELS, (len(states),), generator=self.generator)
+        explores = torch.rand(len(states), generator=self.generator) < random
+        return torch.where(explores, anything, self.network(states).argmax(1))
+
+    def remember(self, states: Tensor, actions: Tensor, rewards: Tensor) -> None:
+        """Stores complete episodes: states [steps, n, inputs], actions [steps, n], rewards at their ends [n]."""
+        following = torch.cat([states[1:], states[-1:]])
+        last = torch.zeros(actions.shape).index_fill(0, torch.tensor([len(states) - 1]), 1.0)
+        new = [part.flatten(0, 1) for part in (states, actions, last * rewards, following, last)]
+        self.memory = tuple(torch.cat([old, part])[-MEMORY:] for old, part in zip(self.memory, new)) or tuple(new)
+
+    def learn(self) -> None:
+        """One step on a random minibatch, towards the reward plus the target network's value of the next state."""
+        index = torch.randint(len(self.memory[0]), (MINIBATCH,), generator=self.generator)
+        states, actions, rewards, following, last = (part[index] for part in self.memory)
+        with torch.no_grad():
+            wanted = rewards + (1 - last) * self.target(following).amax(1)
+        found = self.network(states).gather(1, actions[:, None])[:, 0]
+        self.optimizer.zero_grad()
+        F.smooth_l1_loss(found, wanted).backward()
+        self.optimizer.step()
+
+
+def allocate(reward: Reward, space: Space, evaluations: int, generator: np.random.Generator,
+             seconds: float = math.inf) -> Result:
+    """The best allocation that the agent comes across while it learns.
+
+    Args:
+        reward: scores allocations.
+        space: to choose from.
+        evaluations: different allocations that may be sent to the reward.
+        generator: of the agent's seed.
+        seconds: wall time that may pass.
+    """
+    with Trial(reward, space, evaluations, seconds) as trial:
+        walk = RewardedWalk(trial)
+        learner, rounds = Learner(walk.state_dim, int(generator.integers(2**63))), 0
+        while True:
+            _round(walk, learner, max(LEAST, 1 - 2 * trial.progress))
+            rounds += 1
+            if rounds % ROUNDS == 0:
+                learner.target.load_state_dict(learner.network.state_dict())
+    return trial.result()
+
+
+def _round(walk: RewardedWalk, learner: Learner, random: float) -> None:
+    """Some episodes, then some steps of learning."""
+    chosen: list[Tensor] = []
+
+    def select(states: Tensor) -> Tensor:
+        chosen.append(learner.act(states, random))
+        return (chosen[-1] + 1) / LEVELS
+
+    ratios, states = walk.run(select, EPISODES)
+    learner.remember(states, torch.stack(chosen), walk.pay(ratios))
+    for _ in range(STEPS):
+        learner.learn()
