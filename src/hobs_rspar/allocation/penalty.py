@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
+
+import numpy as np
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class AdaptivePenalty:
     least: float = 1e-4
     most: float = 0.1
 
-    def weight(self, accuracy_dense: float, accuracy_pruned: float) -> float:
-        """lambda for two accuracies, as fractions."""
-        value = self.initial * math.exp(self.sign * self.rate * (accuracy_dense - accuracy_pruned))
-        return min(max(value, self.least), self.most)
+    def weight(self, accuracy_dense: float, accuracy_pruned: float | np.ndarray) -> float | np.ndarray:
+        """lambda for accuracies, as fractions; one for each pruned network."""
+        value = self.initial * np.exp(self.sign * self.rate * (accuracy_dense - accuracy_pruned))
+        return np.clip(value, self.least, self.most)

@@ -1,40 +1,39 @@
 """R-SPAR: a PPO agent walks through the groups, chooses a kept ratio for each, and is paid for accuracy.
 
-State: features of the group, ratios so far, accuracy drop of the last episode. Action: kept ratio. After the last group
-the ratios are projected so that the budget is met, and the projected plan is evaluated:
+State: features of the group, ratios so far, accuracy drop of the last episodes. Action: kept ratio. After the last
+group the ratios are projected so that the budget is met:
 
     reward = -(accuracy dense - accuracy pruned) - lambda(t) max(0, MACs(raw action) / budget - 1)
 
-The penalty is that of the raw action; after projection it would always be 0.
+The penalty is that of the raw action; after projection it would always be 0. Running every plan on validation images
+would afford some hundred episodes. So rounds alternate: a few plans are pruned, repaired and run; a reward by look-up
+is fitted to them (allocation/fitted.py); the agent lives through thousands of episodes on it; the plans that it likes
+best are run next. What is chosen in the end was run, never only predicted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from hobs_rspar.allocation.budget import project
 from hobs_rspar.allocation.environment import PruningEnvironment
+from hobs_rspar.allocation.fitted import FittedReward
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.ppo import RSPARAgent
+from hobs_rspar.allocation.space import Space
+from hobs_rspar.allocation.walk import Walk, features, halves
 from hobs_rspar.data import Images
 from hobs_rspar.progress import bar
 
 REWARD_SCALE = 100.0  # rewards are fractions of accuracy; the critic learns faster in points
-FINALISTS = 8
-CHOSEN = f"lowest loss on all validation images among the {FINALISTS} most accurate allocations and uniform widths"
-
-
-@dataclass(frozen=True)
-class Target:
-    """The budget (kept fraction of the dense MACs), the floor of every group, and the tolerance."""
-
-    macs: float
-    min_ratio: float
-    tolerance: float
+SPREAD = 0.2  # standard deviation of the log ratios of the first plans that are run
+MINIBATCH = 256  # steps
+FINALISTS = 3
+CHOSEN = (f"lowest loss on twice as many validation images among the {FINALISTS} best measured allocations and uniform "
+          "widths")
 
 
 @dataclass(frozen=True)
@@ -43,92 +42,123 @@ class Search:
 
     Attributes:
         widths: of the chosen allocation [groups].
-        episodes: one record per episode, in order.
+        episodes: one record per policy update, the means over its episodes.
+        measured: one record per allocation that was run on validation images, in order.
         chosen: how the allocation was chosen, in words.
     """
 
     widths: np.ndarray
     episodes: list[dict]
-    chosen: str
+    measured: list[dict]
+    chosen: str = CHOSEN
 
 
-def search(environment: PruningEnvironment, relative: list[Tensor], target: Target, options, seed: int,
+class Model:
+    """What the measured allocations foretell about the others.
+
+    Args:
+        environment: has measured some.
+        curves: see :func:`hobs_rspar.allocation.fitted.FittedReward`.
+        widths: the measured allocations [n, groups].
+    """
+
+    def __init__(self, environment: PruningEnvironment, curves: Sequence[np.ndarray], widths: np.ndarray):
+        seen = [environment.evaluate(row) for row in widths]
+        drops = environment.dense.accuracy - np.array([found.accuracy for found in seen])
+        self.reward = FittedReward(curves, widths, np.array([found.loss for found in seen]))
+        score = self.reward.score(widths)
+        self.slope = min(0.0, np.cov(score, drops)[0, 1] / max(score.var(ddof=1), 1e-12))
+        self.offset = drops.mean() - self.slope * score.mean()
+
+    def drop(self, widths: np.ndarray) -> np.ndarray:
+        """Expected accuracy drop, a fraction [n], of widths [n, groups]; linear in the predicted log loss."""
+        return self.offset + self.slope * self.reward.score(widths)
+
+
+def search(environment: PruningEnvironment, curves: Sequence[np.ndarray], space: Space, options, seed: int,
            finalists: Images) -> Search:
     """Runs the search.
 
     Args:
-        environment: evaluates allocations.
-        relative: per group the relative output error at every number of removed channels [channels].
-        target: what to meet.
+        environment: measures allocations.
+        curves: predicted loss and relative error of every width, see :func:`hobs_rspar.allocation.fitted.FittedReward`.
+        space: allocations that meet the budget.
         options: the block of ``methods.hobs_rspar``.
-        seed: of the agent.
+        seed: of the agent and of the first allocations.
         finalists: validation images on which the best allocations are compared once more.
     """
-    groups = environment.groups
-    features = _features(environment, relative, target)
-    start = project(groups, np.ones(len(groups)), target.macs, target.min_ratio, target.tolerance)
-    agent = RSPARAgent(len(groups), features.shape[1], options.hidden, options.learning_rate, options.gamma,
-                       gae_lambda=options.gae_lambda, clip=options.clip, entropy=options.entropy,
-                       initial_ratio=float((start / groups.sizes).mean()), seed=seed)
-    penalty = AdaptivePenalty(options.penalty, options.penalty_rate, options.penalty_sign, options.penalty_min,
-                              options.penalty_max)
-    drop = environment.dense.accuracy - environment.evaluate(start).accuracy
-    candidates, episodes = {tuple(start.tolist()): -drop}, []
-    for _ in bar(range(options.iterations), "R-SPAR"):
-        ratios = _walk(agent, features, drop, options.episodes)
-        records = [_record(environment, row, target, penalty, candidates) for row in ratios.numpy().astype(float)]
-        drop = float(np.mean([record["accuracy_drop"] for record in records]))
-        _pay(agent, torch.tensor([record["reward"] for record in records]))
-        agent.update_policy(batch_size=64, epochs=options.epochs)
-        episodes += [{"episode": len(episodes) + i, **record} for i, record in enumerate(records)]
-    return Search(_choose(environment, candidates, start, finalists), episodes, CHOSEN)
+    generator = np.random.default_rng(seed)
+    noise = generator.normal(0, SPREAD, (options.first - 1, len(space.sizes)))
+    widths = np.unique(np.concatenate([space.uniform[None], space.project(np.exp(noise))]), axis=0)
+    widths = np.concatenate([space.uniform[None], widths[(widths != space.uniform).any(1)]])
+    error = np.array([curve[size - size // 2, 0] for curve, size in zip(curves, space.sizes)])
+    player = Player(space, features(space, error), options, seed)
+    for _ in bar(range(options.rounds), "R-SPAR"):
+        player.learn(Model(environment, curves, widths), environment.dense.accuracy)
+        widths = np.concatenate([widths, player.favourites(widths, options.measured)])
+    return Search(_choose(environment, widths, finalists), player.records, _measured(environment, space, widths))
 
 
-def _features(environment: PruningEnvironment, relative: list[Tensor], target: Target) -> Tensor:
-    """Per group: position, share of channels, share of MACs saved by halving it, relative error at half its width."""
-    groups = environment.groups
-    halves = groups.sizes - np.diag(groups.sizes // 2)
-    saved = 1 - groups.macs(halves) / groups.dense_macs
-    error = [float(curve[group.channels // 2 - 1]) for curve, group in zip(relative, groups)]
-    columns = [np.arange(len(groups)) / len(groups), groups.sizes / groups.sizes.max(),
-               saved / max(saved.max(), 1e-12), np.array(error) / max(*error, 1e-12)]
-    return torch.tensor(np.stack(columns, 1), dtype=torch.float32)
+class Player:
+    """The agent and what it has lived through in this round.
+
+    Attributes:
+        records: one per policy update.
+    """
+
+    def __init__(self, space: Space, about: np.ndarray, options, seed: int):
+        self.space, self.options, self.walk, self.records = space, options, Walk(about), []
+        self.agent = RSPARAgent(len(about), about.shape[1], options.hidden, options.learning_rate, options.gamma,
+                                gae_lambda=options.gae_lambda, clip=options.clip, entropy=options.entropy,
+                                initial_ratio=float((space.uniform / space.sizes).mean()), seed=seed)
+        self.penalty = AdaptivePenalty(options.penalty, options.penalty_rate, options.penalty_sign,
+                                       options.penalty_min, options.penalty_max)
+
+    def learn(self, model: Model, accuracy_dense: float) -> None:
+        """Policy updates on the rewards of a model."""
+        self.visited, self.expected = [], []
+        for _ in range(self.options.iterations):
+            ratios = self.walk.run(lambda states: self.agent.select_action(states)[0], self.options.episodes)[0]
+            rewards = self._play(ratios.double().numpy(), model, accuracy_dense)
+            for step in range(len(self.space.sizes)):  # only the last step is paid
+                last = step == len(self.space.sizes) - 1
+                self.agent.observe(REWARD_SCALE * rewards if last else torch.zeros(len(ratios)))
+            self.agent.update_policy(MINIBATCH, self.options.epochs)
+
+    def _play(self, ratios: np.ndarray, model: Model, accuracy_dense: float) -> torch.Tensor:
+        """Rewards [episodes] of the agent's ratios [episodes, groups]."""
+        groups, space = self.space.groups, self.space
+        raw = groups.macs(np.maximum(1, np.rint(ratios * space.sizes))) / groups.dense_macs
+        widths = space.project(ratios)
+        drops, excess = model.drop(widths), np.maximum(0, raw / space.budget - 1)
+        weights = self.penalty.weight(accuracy_dense, accuracy_dense - drops)
+        rewards = -drops - weights * excess
+        self.visited.append(widths)
+        self.expected.append(drops)
+        self.walk.behind = float(drops.mean())
+        means = {"reward": rewards, "accuracy_drop": drops, "penalty": excess, "lambda": weights,
+                 "raw_macs_ratio": raw, "macs_ratio": groups.macs(widths) / groups.dense_macs}
+        self.records.append({"episode": (len(self.records) + 1) * len(ratios),
+                             **{name: float(np.mean(values)) for name, values in means.items()},
+                             "ratios": (widths / space.sizes).mean(0).round(4).tolist()})
+        return torch.tensor(rewards, dtype=torch.float32)
+
+    def favourites(self, known: np.ndarray, count: int) -> np.ndarray:
+        """The allocations of this round with the least expected drop that have not been measured [count, groups]."""
+        widths, first = np.unique(np.concatenate(self.visited), axis=0, return_index=True)
+        fresh = ~(widths[:, None] == known[None]).all(2).any(1)
+        expected = np.concatenate(self.expected)[first]
+        return widths[fresh][np.argsort(expected[fresh], kind="stable")[:count]]
 
 
-def _walk(agent: RSPARAgent, features: Tensor, drop: float, episodes: int) -> Tensor:
-    """Parallel episodes: one ratio per group [episodes, groups]; the reward of all but the last step is 0."""
-    ratios = torch.zeros(episodes, len(features))
-    for step, feature in enumerate(features):
-        state = torch.cat([feature.expand(episodes, -1), ratios, torch.full((episodes, 1), drop)], 1)
-        ratios[:, step] = agent.select_action(state)[0]
-        if step < len(features) - 1:
-            agent.observe(torch.zeros(episodes))
-    return ratios
+def _measured(environment: PruningEnvironment, space: Space, widths: np.ndarray) -> list[dict]:
+    found = [environment.evaluate(row) for row in widths]
+    return [{"accuracy_drop": environment.dense.accuracy - seen.accuracy, "loss": seen.loss,
+             "macs_ratio": float(space.groups.macs(row)) / space.groups.dense_macs,
+             "ratios": (row / space.sizes).round(4).tolist()} for row, seen in zip(widths, found)]
 
 
-def _pay(agent: RSPARAgent, rewards: Tensor) -> None:
-    """The reward of the last step, in points."""
-    agent.observe(REWARD_SCALE * rewards.float())
-
-
-def _record(environment: PruningEnvironment, ratios: np.ndarray, target: Target, penalty: AdaptivePenalty,
-            candidates: dict) -> dict:
-    """Evaluates one episode's ratios."""
-    groups = environment.groups
-    raw = float(groups.macs(np.maximum(1, np.rint(ratios * groups.sizes)))) / groups.dense_macs
-    widths = project(groups, ratios, target.macs, target.min_ratio, target.tolerance)
-    seen = environment.evaluate(widths)
-    weight = penalty.weight(environment.dense.accuracy, seen.accuracy)
-    excess = max(0.0, raw / target.macs - 1)
-    drop = environment.dense.accuracy - seen.accuracy
-    candidates[tuple(widths.tolist())] = -drop
-    return {"reward": -drop - weight * excess, "accuracy_drop": drop, "loss": seen.loss, "penalty": excess,
-            "lambda": weight, "raw_macs_ratio": raw, "macs_ratio": float(groups.macs(widths)) / groups.dense_macs,
-            "ratios": (widths / groups.sizes).round(4).tolist()}
-
-
-def _choose(environment: PruningEnvironment, candidates: dict, start: np.ndarray, images: Images) -> np.ndarray:
-    """Compares the most accurate allocations, and uniform widths, by their loss on more images."""
-    best = sorted(candidates, key=lambda widths: (-candidates[widths], environment.evaluate(np.array(widths)).loss))
-    finalists = [np.array(widths) for widths in dict.fromkeys([tuple(start.tolist()), *best[:FINALISTS]])]
-    return min(finalists, key=lambda widths: environment.loss_on(widths, images))
+def _choose(environment: PruningEnvironment, widths: np.ndarray, images: Images) -> np.ndarray:
+    """Compares the measured allocations of lowest loss, and uniform widths, on more images."""
+    order = np.argsort([environment.evaluate(row).loss for row in widths], kind="stable")[:FINALISTS]
+    return min(widths[list(dict.fromkeys([0, *order.tolist()]))], key=lambda row: environment.loss_on(row, images))

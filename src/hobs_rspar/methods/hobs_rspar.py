@@ -8,11 +8,14 @@ images. Repair: least-squares refit of the consumers. The source documents' form
 
 from typing import Annotated, Literal
 
+import numpy as np
 import torch
 from pydantic import Field
+from torch import Tensor
 
 from hobs_rspar.allocation.environment import PruningEnvironment
-from hobs_rspar.allocation.rspar import Target, search
+from hobs_rspar.allocation.rspar import search
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.config import Positive, Section, Share
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
@@ -23,8 +26,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Options(Section):
     """Options of the search; params.yaml says what each is for."""
 
-    iterations: Positive = 12
-    episodes: Positive = 16
+    first: Annotated[int, Field(ge=4)] = 12
+    rounds: Positive = 3
+    measured: Positive = 4
+    iterations: Positive = 24
+    episodes: Positive = 64
     hidden: Positive = 256
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
     gamma: Share = 1.0
@@ -42,13 +48,20 @@ class Options(Section):
 
 def plan(context: Context, options: Options) -> PruningPlan:
     scores = context.per_group(context.sensitivity["hobs"])
-    relative = context.per_group(context.sensitivity["relative"])
     order = [torch.argsort(score, stable=True) for score in scores]
+    relative = context.per_group(context.sensitivity["relative"])
     environment = PruningEnvironment(context.network, context.groups, order, context.factors,
                                      context.calibration.first(256), context.validation.first(options.images))
-    target = Target(context.budget, context.min_ratio, context.tolerance)
-    found = search(environment, relative, target, options, context.derived_seed, context.validation)
+    space = Space(context.groups, context.budget, context.min_ratio, context.tolerance)
+    found = search(environment, curves(scores, order, relative), space, options, context.derived_seed,
+                   context.validation.first(2 * options.images))
     history = {"evaluations": environment.evaluations, "images": environment.images, "chosen": found.chosen,
-               "episodes": found.episodes}
+               "episodes": found.episodes, "measured": found.measured}
     ranks = [torch.argsort(channels) for channels in order]  # the very order that was evaluated, ties included
     return context.keep_best(ranks, found.widths, "H-OBS, R-SPAR", repair="least_squares", search=history)
+
+
+def curves(scores: list[Tensor], order: list[Tensor], relative: list[Tensor]) -> list[np.ndarray]:
+    """Predicted loss and relative error of every width of each group, from 0 to all channels [channels + 1, 2]."""
+    removed = [torch.stack([score[channels], error], 1) for score, channels, error in zip(scores, order, relative)]
+    return [np.concatenate([part.numpy()[::-1], np.zeros((1, 2))]) for part in removed]
