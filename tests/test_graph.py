@@ -124,4 +124,4 @@ def test_new_seed_reruns_no_finished_cell(graph):
 
 
 def test_methods_have_a_file_each():
-    assert (METHODS / "_protocol.py").is_file() and len(method_files()) >= 8
+    assert (METHODS / "_protocol.py").is_file() and len(method_files()) >= 10
