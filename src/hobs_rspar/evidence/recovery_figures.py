@@ -22,6 +22,7 @@ def recovery_budget(evidence: Evidence, summary: Summary) -> Drawing | str:
         _curve(axis, budgets, name, look)
     _error_axis(axis, "Test error (%), log scale")
     axis.set_xticks(range(len(budgets)), [f"{budget.images:,}" for budget in budgets])
+    axis.margins(x=0.08)  # the last label is long
     axis.set(xlabel="Images of recovery (not to scale)", title=f"Accuracy against the recovery budget ({summary.n})")
     legend_below(figure, [axis])
     rows = [[name, budget.images, budget.seen, len(budget.top1[name]), accuracy.value, accuracy.lo, accuracy.hi]
