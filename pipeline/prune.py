@@ -1,5 +1,10 @@
-"""Stage prune: removes the plan's channels physically, repairs, and checks that the budget is met."""
+"""Stage prune: removes the plan's channels physically, repairs, and checks that the budget is met.
 
+What repair does is measured in steps: ``cut`` (the criterion alone), ``batchnorm`` (its statistics estimated anew) and,
+where the plan asks for it, ``refit`` (the consumers too). The network that goes on is repaired as its plan says.
+"""
+
+import copy
 import json
 import time
 
@@ -37,19 +42,15 @@ def main() -> None:
     dense, pruned = (network.to(device, memory_format=torch.channels_last) for network in (dense, pruned))
     validation = data.load(paths.data, "validation", device)
     calibration = data.load(paths.data, "calibration", device).first(params.prune.images)
-    precision = params.prune.precision
-    before = measure(pruned, dense, groups, plan, validation, precision)
-    repair.carry_out(plan, pruned, dense, groups, calibration, params.prune, generator(seed, "prune", method))
-    after = before if plan.repair == "none" else measure(pruned, dense, groups, plan, validation, precision)
+    steps = repair_in_steps(pruned, dense, groups, plan, calibration, validation, params.prune)
 
     checkpoint.save(folder / "pruned.safetensors", pruned, spec)
-    found = counted | {"repair": plan.repair, "top1_before_repair": before[0], "top1_after_repair": after[0],
-                       "reconstruction_error_before_repair": before[1], "reconstruction_error": after[1]}
+    found = counted | {"repair": plan.repair, "repair_steps": steps}
     (folder / "prune.json").write_text(json.dumps(found, indent=1) + "\n")
     seconds = record_seconds(paths.cost(cell, "prune"), started)
+    shown = ", ".join(f"{step['top1']:.1f} % {name}" for name, step in steps.items())
     print(f"prune {cell}: kept {counted['macs_ratio']:.4f} of MACs, {counted['params_ratio']:.3f} of parameters; "
-          f"validation top-1 {before[0]:.1f} % cut, {after[0]:.1f} % repaired "
-          f"({plan.repair}), {seconds:.0f} s")
+          f"validation top-1 {shown} (repair: {plan.repair}), {seconds:.0f} s")
 
 
 def check_budget(pruned, dense, spec, plan: PruningPlan, tolerance: float) -> dict:
@@ -65,12 +66,25 @@ def check_budget(pruned, dense, spec, plan: PruningPlan, tolerance: float) -> di
             "params_ratio": after.params / before.params}
 
 
-def measure(pruned, dense, groups, plan: PruningPlan, validation, precision: str) -> tuple[float, float]:
-    """Validation accuracy in percent, and reconstruction error."""
-    top1 = accuracy(logits(pruned, validation, precision), validation.labels)
+def repair_in_steps(pruned, dense, groups, plan: PruningPlan, calibration, validation, options) -> dict[str, dict]:
+    """Repairs ``pruned`` in place as the plan says; name of each step to its result, in order."""
+    def measured(network) -> dict[str, float]:
+        return measure(network, dense, groups, plan, validation, options.precision)
+
+    steps, aside = {"cut": measured(pruned)}, copy.deepcopy(pruned)
+    repair.reestimate_batchnorm(aside, calibration)
+    steps["batchnorm"] = measured(aside)
+    repair.carry_out(plan, pruned, dense, groups, calibration, options, generator(plan.seed, "prune", plan.method))
+    if plan.repair == "least_squares":
+        steps["refit"] = measured(pruned)
+    return steps
+
+
+def measure(pruned, dense, groups, plan: PruningPlan, validation, precision: str) -> dict[str, float]:
+    """Validation accuracy in percent, and mean relative output error of the consumers on held-out images."""
     error = repair.reconstruction_error(pruned, dense, groups, plan.kept, validation.first(HELD_OUT), 32,
                                         generator(plan.seed, "prune/error"))
-    return top1, error
+    return {"top1": accuracy(logits(pruned, validation, precision), validation.labels), "reconstruction_error": error}
 
 
 if __name__ == "__main__":

@@ -23,6 +23,12 @@ def recorded(params: Params) -> dict[str, float]:
     return times
 
 
+def claim_seconds(params: Params) -> list[float]:
+    """Seconds that the experiments of claims took, as far as they have run."""
+    files = [Paths.of(params.study).claims / f"{name}.json" for name in params.study.claims]
+    return [json.loads(file.read_text())["seconds"] for file in files if file.exists()]
+
+
 def expected(cell: str, times: dict[str, float]) -> float:
     """A cell's own recorded time, else the mean over its method's cells, else over all cells."""
     method = [seconds for other, seconds in times.items() if other.rpartition("-")[0] == cell.rpartition("-")[0]]

@@ -9,7 +9,7 @@ import json
 from _task import check_options, default_jobs, run  # first: it makes the package importable
 
 import _measure
-from _estimate import START_SECONDS, in_words, recorded, total
+from _estimate import START_SECONDS, claim_seconds, in_words, recorded, total
 
 from hobs_rspar import checkpoint, config, networks, surgery
 from hobs_rspar.allocation.uniform import uniform_widths
@@ -94,7 +94,7 @@ def predicted_loss(scores: list[float], kept: int) -> float:
 def stages(params: config.Params) -> str:
     cells = len(params.cells)
     return (f"{len(params.study.methods)} methods x {len(params.study.seeds)} seeds = {cells} cells, "
-            f"{4 * cells + 5} stages")
+            f"{4 * cells + len(params.study.claims) + 5} stages")
 
 
 def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups: Groups, images: int,
@@ -110,13 +110,15 @@ def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups
     known, guess = recorded(params), {}
     for cell in params.cells:
         kind = "dense" if cell.startswith("unpruned-") else "pruned"
-        own = full_size_images(recipe, images, spec.image_size) / speed[kind] + rewards(params, cell) / infer
-        guess[cell] = known.get(cell, own)
-    seconds = dense_seconds + 4 * START_SECONDS + total(params, guess, jobs)
+        trained = full_size_images(recipe, images, spec.image_size) + sum(recipe.curve)
+        guess[cell] = known.get(cell, trained / speed[kind] + rewards(params, cell) / infer)
+    timed = claim_seconds(params)
+    seconds = dense_seconds + 4 * START_SECONDS + total(params, guess, jobs) + sum(timed)
     return (f"make repro from nothing: about {in_words(seconds)} with JOBS={jobs}, of which pretraining "
             f"{in_words(dense_seconds)}\n  how: {len(known)} cells have recorded times; else epochs x images / speed, "
             f"measured just now: training {speed['dense']:.0f} images/s dense, {speed['pruned']:.0f} pruned, inference "
-            f"{infer:.0f} pruned; {START_SECONDS:g} s to start a stage")
+            f"{infer:.0f} pruned; {START_SECONDS:g} s to start a stage; experiments of claims: {len(timed)} of "
+            f"{len(params.study.claims)} have recorded times, the others are not counted")
 
 
 def full_size_images(recipe, images: int, size: int) -> float:

@@ -63,7 +63,7 @@ def describe(name: str, cells: list[str], failures: dict[str, str]) -> None:
 def describe_shared(graph: _graph.Graph, touched: set[str]) -> None:
     """The stages that belong to no cell, where an edit has touched them, and what is merely not on this disk."""
     for stage in graph.order:
-        if "@" not in stage and stage in graph.changed():
+        if _graph.kind(stage) not in (*_graph.CELL_KINDS, "benchmark") and stage in graph.changed():
             reasons = [what for what, how in graph.pending[stage].items() if how not in _graph.MISSING]
             print(f"{stage}: to run, because of {', '.join(reasons[:3])}")
     absent = [stage for stage in graph.pending if stage not in touched]

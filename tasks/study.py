@@ -34,7 +34,16 @@ def main() -> None:
         keep_edits(before)
         swap_lock(before, name)
         PARAMS.write_text(text)
+        keep_claims_folder(name)
     print(f"params.yaml is the study '{name}' (configs/{name}.yaml); 'make preview' shows it, 'make repro' runs it")
+
+
+def keep_claims_folder(name: str) -> None:
+    """The report depends on the folder, and no experiment makes it where ``study.claims`` is empty; Git keeps it."""
+    if not config.load(PARAMS).study.claims:
+        folder = Path("reports") / name / "claims"
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ".gitkeep").touch()
 
 
 def studied(arguments: list[str]) -> str:

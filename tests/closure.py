@@ -7,6 +7,8 @@ from pathlib import Path
 
 from clones import ROOT
 
+from hobs_rspar.config import CLAIMS
+
 PACKAGE = "hobs_rspar"
 SOURCE = ROOT / "src"
 METHODS = SOURCE / PACKAGE / "methods"
@@ -35,7 +37,7 @@ def imported(file: Path) -> list[Path]:
     """Files of this repository that one file imports."""
     names = [name for node in ast.walk(without_type_checking(ast.parse(file.read_text())))
              for name in modules(node, file)]
-    return [path for path in map(located, names) if path is not None and path != file]
+    return [path for path in (located(name, file) for name in names) if path is not None and path != file]
 
 
 def without_type_checking(tree: ast.Module) -> ast.Module:
@@ -58,13 +60,16 @@ def modules(node: ast.AST, file: Path) -> list[str]:
     return [base, *(f"{base}.{alias.name}" for alias in node.names)]
 
 
-def located(name: str) -> Path | None:
-    """The file of a module of this repository; None for packages and for everybody else's modules."""
-    beside = ROOT / "pipeline" / f"{name}.py"
+def located(name: str, importer: Path) -> Path | None:
+    """The file of a module of this repository; None for packages and for everybody else's modules.
+
+    Scripts find modules beside them, and those of benchmarks/ may add pipeline/ to the path.
+    """
     inside = (SOURCE / Path(*name.split("."))).with_suffix(".py")
-    if name.split(".")[0] == PACKAGE and inside.is_file():
-        return inside
-    return beside if "." not in name and beside.is_file() else None
+    if name.split(".")[0] == PACKAGE:
+        return inside if inside.is_file() else None
+    folders = [] if SOURCE in importer.parents or "." in name else [importer.parent, ROOT / "pipeline"]
+    return next((path for folder in folders if (path := folder / f"{name}.py").is_file()), None)
 
 
 def method_files() -> list[Path]:
@@ -75,8 +80,12 @@ def of_stage(stage: str) -> set[Path]:
     """Which files a stage of dvc.yaml depends on; of the methods, those files that they share.
 
     The registry imports one method by name: ``allocate`` depends on its own method's file (``${item.method}``) and on
-    what any method may import.
+    what any method may import. ``claim`` depends on its own script (``${item.experiment}``) and on what any of them
+    imports.
     """
+    if stage == "claim":
+        scripts = {path for name in CLAIMS if (path := ROOT / "benchmarks" / f"{name}.py").is_file()}
+        return closure(*scripts) - scripts
     script = ROOT / "pipeline" / f"{stage}.py"
     methods = frozenset(method_files())
     files = closure(script, without=methods)

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from clones import ROOT, Clone
 
+from hobs_rspar.config import CLAIMS
+
 MICRO = """\
 # The smallest study with every stage: one cell.
 study:
@@ -19,6 +21,7 @@ study:
     - 7
   budget:
     macs: 0.6
+  claims: []
 data:
   validation: 200
   calibration: 128
@@ -76,8 +79,9 @@ def stubbed(new_clone) -> Clone:
     """Two methods, two seeds, and stubs instead of stages: the real graph, run in seconds and committed."""
     clone = new_clone("stubbed")
     stub = (Path(__file__).parent / "stub_stage.py").read_text()
-    for script in (clone.path / "pipeline").glob("[!_]*.py"):
-        script.write_text(stub)
+    stages = [script.stem for script in (clone.path / "pipeline").glob("[!_]*.py")]
+    for script in [*(f"pipeline/{name}.py" for name in stages), *(f"benchmarks/{name}.py" for name in CLAIMS)]:
+        clone.write(script, stub)
     (clone.path / "dvc.lock").unlink(missing_ok=True)
     shutil.copy(clone.path / "configs/default.yaml", clone.path / "params.yaml")
     clone.set_params(**{"study.name": "stubbed", "study.methods": ["l1", "hobs_rspar"], "study.seeds": [1, 2]})

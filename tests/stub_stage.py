@@ -1,4 +1,4 @@
-"""Stands in for every script of pipeline/ in tests of the graph: writes a digest of what the stage reads, at once."""
+"""Stands in for every script of a stage in tests of the graph: writes a digest of what the stage reads, at once."""
 
 import hashlib
 import sys
@@ -8,6 +8,7 @@ from pathlib import Path
 import yaml
 
 SCRIPT = Path(sys.argv[0])
+STAGE = "claim" if SCRIPT.parent.name == "benchmarks" else SCRIPT.stem
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())
 
 
@@ -15,6 +16,7 @@ def filled(name: str) -> Path:
     """The path of an entry of dvc.yaml with this study's and this cell's names filled in."""
     values = {f"study.{key}": PARAMS["study"][key] for key in ("name", "dataset", "network")}
     values.update(zip(("item.method", "item.seed"), sys.argv[1:]))
+    values["item.experiment"] = SCRIPT.stem
     for key, value in values.items():
         name = name.replace("${" + key + "}", str(value))
     return Path(name)
@@ -26,18 +28,18 @@ def content(path: Path) -> bytes:
 
 
 def main() -> None:
-    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][SCRIPT.stem]
-    cell = "-".join(sys.argv[1:])
-    trap = Path(f"trap-{SCRIPT.stem}-{cell}")
+    stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][STAGE]
+    cell = SCRIPT.stem if STAGE == "claim" else "-".join(sys.argv[1:])
+    trap = Path(f"trap-{STAGE}-{cell}")
     if trap.exists():
         time.sleep(float(trap.read_text() or 0))
-        sys.exit(f"error: {SCRIPT.stem} {cell} was told to fail")
+        sys.exit(f"error: {STAGE} {cell} was told to fail")
     digest = hashlib.sha256(b"".join(content(filled(name)) for name in stage["deps"]))
     for entry in stage["outs"] + stage.get("metrics", []) + stage.get("plots", []):
         write(filled(entry if isinstance(entry, str) else next(iter(entry))), digest)
-    if SCRIPT.stem == "benchmark":  # its timings are not an output of DVC's, but the report reads them
+    if STAGE == "benchmark":  # its timings are not an output of DVC's, but the report reads them
         write(Path("reports") / PARAMS["study"]["name"] / "platforms" / "stub" / f"{cell}.json", digest)
-    print(f"{SCRIPT.stem} {cell}: stub")
+    print(f"{STAGE} {cell}: stub")
 
 
 def write(out: Path, digest) -> None:

@@ -10,26 +10,32 @@ import numpy as np
 import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-METHODS = ("unpruned", "random", "l1", "l2_global", "taylor_oneshot", "depgraph_seed", "hobs_uniform", "hobs_rspar")
+METHODS = ("unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "taylor_oneshot", "depgraph_seed",
+           "hobs_uniform", "hobs_rspar")
+REPAIRED = ("random_repair", "l1_repair", "hobs_uniform", "hobs_rspar")
 SEEDS = (42, 2024, 10086, 520, 1314)
 GROUPS = {"conv1": 16, "layer1.0.conv1": 16, "layer1.1.conv1": 16, "layer1.2.conv1": 16, "layer2.0.conv1": 32,
           "layer2.0.conv2": 32, "layer2.1.conv1": 32, "layer2.2.conv1": 32, "layer3.0.conv1": 64,
           "layer3.0.conv2": 64, "layer3.1.conv1": 64, "layer3.2.conv1": 64}
-TOP1 = {"unpruned": 93.4, "random": 90.2, "l1": 91.1, "l2_global": 90.8, "taylor_oneshot": 91.6, "depgraph_seed": 91.3,
-        "hobs_uniform": 91.9, "hobs_rspar": 92.4}
-BEFORE = {"unpruned": 93.5, "random": 14.0, "l1": 22.0, "l2_global": 19.0, "taylor_oneshot": 41.0,
-          "depgraph_seed": 30.0, "hobs_uniform": 72.0, "hobs_rspar": 81.0}
+TOP1 = {"unpruned": 93.4, "random": 90.2, "random_repair": 90.9, "l1": 91.1, "l1_repair": 91.4, "l2_global": 90.8,
+        "taylor_oneshot": 91.6, "depgraph_seed": 91.3, "hobs_uniform": 91.9, "hobs_rspar": 92.4,
+        "hobs_rspar_no_repair": 92.0}
+BEFORE = {"unpruned": 93.5, "random": 14.0, "random_repair": 66.0, "l1": 22.0, "l1_repair": 70.0, "l2_global": 19.0,
+          "taylor_oneshot": 41.0, "depgraph_seed": 30.0, "hobs_uniform": 76.0, "hobs_rspar": 81.0,
+          "hobs_rspar_no_repair": 30.0}
 IMAGES = 2000
+FULL = 106_000  # images of the study's recovery
 DENSE = {"macs": 31_000_000, "params": 270_000, "top1_test": 93.3, "top1_validation": 93.6}
 PLATFORM = "test_cpu"
 
 
-def make_study(folder: Path, methods=METHODS, seeds=SEEDS, name: str = "default", **study) -> Path:
+def make_study(folder: Path, methods=METHODS, seeds=SEEDS, name: str = "default", curve=(), **study) -> Path:
     """Writes params.yaml, cells, timings, dense.json and scores.json of a whole invented study into ``folder``."""
     params = yaml.safe_load((ROOT / "configs" / "default.yaml").read_text())
     params["study"] |= {"name": name, "dataset": "fashion_mnist", "network": "resnet20", "methods": list(methods),
                         "seeds": list(seeds), "margin_points": 0.17,
                         "budget": {"macs": 0.26, "latency_ms": None, "latency_ratio": None}} | study
+    params["finetune"]["curve"] = list(curve)
     params["benchmark"] |= {"platform": None, "batch_sizes": [1, 64]}
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     dense = folder / "artifacts" / "dense" / "fashion_mnist_resnet20"
@@ -38,16 +44,16 @@ def make_study(folder: Path, methods=METHODS, seeds=SEEDS, name: str = "default"
     write(dense / "scores.json", scores())
     for method in methods:
         for seed in seeds:
-            make_cell(folder, method, seed, name)
+            make_cell(folder, method, seed, name, curve)
     return folder
 
 
-def make_cell(folder: Path, method: str, seed: int, name: str = "default") -> None:
+def make_cell(folder: Path, method: str, seed: int, name: str = "default", curve=()) -> None:
     """Writes one cell and its timing."""
-    generator = np.random.default_rng([seed, METHODS.index(method)])
+    generator = np.random.default_rng([seed, list(TOP1).index(method)])
     report = folder / "reports" / name
     key = f"{method}-{seed}"
-    write(report / "cells" / f"{key}.json", cell(method, seed, name, generator))
+    write(report / "cells" / f"{key}.json", cell(method, seed, name, generator, curve))
     write(report / "platforms" / PLATFORM / f"{key}.json", timing(key, method, generator))
 
 
@@ -73,7 +79,7 @@ def scores() -> dict:
     return {"groups": groups}
 
 
-def cell(method: str, seed: int, name: str, generator) -> dict:
+def cell(method: str, seed: int, name: str, generator, curve=()) -> dict:
     """One cell as in reports/<study>/cells/."""
     # The same images are hard for every method, as in a real study.
     hardness = np.random.default_rng(7).random(IMAGES) + generator.normal(0, 0.004, IMAGES)
@@ -83,6 +89,8 @@ def cell(method: str, seed: int, name: str, generator) -> dict:
     history = [{"epoch": epoch, "images": 53_000 * epoch, "train_loss": 0.3 / epoch, "validation_loss": 0.25,
                 "validation_top1": TOP1[method] - 2 + epoch} for epoch in (1, 2)]
     search = _search(generator) if method == "hobs_rspar" else None
+    repaired = method in REPAIRED
+    bits = base64.b64encode(np.packbits(correct).tobytes()).decode()
     return {
         "cell": f"{method}-{seed}", "method": method, "seed": seed, "study": name, "dataset": "fashion_mnist",
         "network": "resnet20", "budget": {"macs": 0.26}, "dense": DENSE,
@@ -91,17 +99,33 @@ def cell(method: str, seed: int, name: str, generator) -> dict:
                  "groups": _groups(method, generator)},
         "accuracy": {"before_repair": before - 5, "after_repair": before, "validation": test + 0.2, "test": test,
                      "test_top5": 99.5},
-        "reconstruction_error": 0.1, "repair": "none", "test_images": IMAGES,
-        "correct": base64.b64encode(np.packbits(correct).tobytes()).decode(), "history": history, "search": search,
-        "cost": {"training_images": 106_000, "extra_training_images": 0,
+        "reconstruction_error": 0.1, "repair": "least_squares" if repaired else "none",
+        "repair_steps": _repair_steps(before, repaired), "test_images": IMAGES, "correct": bits,
+        "recovery_curve": _recovery_curve(before, test, bits, curve), "history": history, "search": search,
+        "cost": {"training_images": FULL, "extra_training_images": 0,
                  "search_evaluations": 192 if search else 0, "search_images": 196_608 if search else 0,
                  "seconds": {"allocate": 8.0 if search else 0.5, "prune": 1.0, "finetune": 60.0}},
         "inputs": "0" * 64}
 
 
+def _repair_steps(before: float, repaired: bool) -> dict:
+    tops = {"cut": before - 5, "batchnorm": before - 2, "refit": before} if repaired else \
+        {"cut": before, "batchnorm": min(94.0, before + 20)}
+    return {step: {"top1": top1, "reconstruction_error": 0.9 - 0.3 * place}
+            for place, (step, top1) in enumerate(tops.items())}
+
+
+def _recovery_curve(before: float, test: float, bits: str, curve) -> list[dict]:
+    """Accuracy rises evenly with the logarithm of the images."""
+    share = {images: np.log(images) / np.log(FULL) for images in curve}
+    tops = {0: before - 0.3} | {images: before + (test - before) * float(part) for images, part in share.items()}
+    return [{"images": images, "seen": images // 128 * 128, "top1_validation": top1 + 0.2, "top1_test": top1,
+             "correct": bits} for images, top1 in (tops | {FULL: test}).items()]
+
+
 def timing(key: str, method: str, generator) -> dict:
     """One timing as in reports/<study>/platforms/<platform>/."""
-    speed = 1.0 if method == "unpruned" else 2.9 + 0.05 * METHODS.index(method) + float(generator.normal(0, 0.03))
+    speed = 1.0 if method == "unpruned" else 2.9 + 0.05 * list(TOP1).index(method) + float(generator.normal(0, 0.03))
     batches = {}
     for size, milliseconds in (("1", 1.9), ("64", 60.0)):
         gain = speed if size == "64" else 1 + (speed - 1) / 3

@@ -66,7 +66,8 @@ PUBLISHED = {
     "plot_sensitivity_heatmap": {"sensitivity_scores": REQUIRED, "layer_names": REQUIRED, "save_path": None},
     "plot_lambda_evolution": {"lambda_history": REQUIRED, "acc_history": REQUIRED, "save_path": None},
     **{f"{name}_prune": {"model": REQUIRED, "dataloader": REQUIRED, "pruning_ratio": 0.5}
-       for name in ("dep_graph", "taylor", "random", "l1", "l2_global", "hobs_uniform", "hobs_rspar")},
+       for name in ("dep_graph", "taylor", "random", "random_repair", "l1", "l1_repair", "l2_global", "hobs_uniform",
+                    "hobs_rspar")},
     "compress": {"model": REQUIRED, "loader": REQUIRED, "macs": 0.5},
 }
 

@@ -1,9 +1,7 @@
 """Bad input: one message that names the file or key, what was seen, what is allowed and what to do; no traceback."""
 
-import copy
 import gzip
 import json
-import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -11,29 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small import ZOO, images, plan_of, random_kept, zoo, zoo_groups
+from small import ZOO, plan_of, random_kept, zoo, zoo_groups
+from small_study import changed, make, set_params, stage
 
-from hobs_rspar import checkpoint, config, data, sources
+from hobs_rspar import checkpoint, config, sources
 from hobs_rspar.errors import UserError, did_you_mean
 from hobs_rspar.methods import _registry
 from hobs_rspar.networks import NetworkSpec, build
 from hobs_rspar.plan import PruningPlan
 
 ROOT = Path(__file__).parents[1]
-PARAMS = yaml.safe_load((ROOT / "configs/default.yaml").read_text())
-
-
-def changed(**changes) -> dict:
-    """The default params with some keys changed: ``study__budget__macs=2``."""
-    params = copy.deepcopy(PARAMS)
-    for key, value in changes.items():
-        *path, last = key.split("__")
-        section = params
-        for part in path:
-            section = section[part]
-        section[last] = value
-    return params
-
 
 def load(params, tmp_path: Path) -> config.Params:
     path = tmp_path / "params.yaml"
@@ -51,7 +36,7 @@ def message(params, tmp_path: Path) -> str:
 
 def test_the_default_params_are_valid(tmp_path):
     params = load(changed(), tmp_path)
-    assert params.study.budget.macs == 0.26 and len(params.cells) == 40 and params.cells[0] == "unpruned-42"
+    assert params.study.budget.macs == 0.26 and len(params.cells) == 50 and params.cells[0] == "unpruned-42"
     with pytest.raises(Exception, match="frozen"):
         params.study.name = "other"
     assert load(changed(study__network="my_models.nets:small"), tmp_path).study.network == "my_models.nets:small"
@@ -79,6 +64,8 @@ CASES = [
     (changed(study__methods=[]), ["study.methods", "at least 1"]),
     (changed(study__methods=["l1", "l1"]), ["study.methods names ['l1'] twice"]),
     (changed(study__seeds=[1, 2, 1]), ["study.seeds names [1] twice"]),
+    (changed(study__claims=["alocators"]), ["study.claims: 'alocators' is not known", "Did you mean 'allocators'?"]),
+    (changed(study__claims=["penalty"] * 2), ["study.claims names ['penalty'] twice"]),
     (changed(study__name="My Study"), ["study.name", "My Study"]),
     (changed(methods={"l1": {}}), ["methods.unpruned is missing", "'unpruned: {}'"]),
     # budgets
@@ -96,6 +83,8 @@ CASES = [
     (changed(device="gpu"), ["device", "'auto', 'cpu' or 'cuda'", "(seen: 'gpu')"]),
     (changed(finetune__epochs=0), ["finetune.epochs", "greater than 0"]),
     (changed(finetune__epochs=3), ["finetune", "crops must name one size per epoch (3) or be empty; it names 2"]),
+    (changed(finetune__curve=[5000, 5000]), ["finetune", "curve must name ever larger numbers of images"]),
+    (changed(finetune__curve=[100]), ["finetune", "curve begins with 100 images, less than a batch (128)"]),
     (changed(finetune__precision="fp16"), ["finetune.precision", "'bf16' or 'fp32'"]),
     (changed(pretrain__momentum=1.5), ["pretrain.momentum", "(seen: 1.5)"]),
     (changed(study__seeds=[-1]), ["study.seeds.0", "(seen: -1)"]),
@@ -257,42 +246,7 @@ def test_a_file_that_is_no_plan(text, tmp_path):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch) -> Path:
-    """A folder with params, data and a dense network, in which the scripts run in this process."""
-    params = changed(study__network="resnet8", study__name="small", study__methods=["l1"], study__seeds=[7],
-                     finetune__epochs=1, finetune__crops=[], finetune__images=None, finetune__precision="fp32",
-                     prune__images=32)
-    (tmp_path / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-    source = images(400, 1, 28, 10)
-    classes = [str(number) for number in range(10)]
-    raw = data.Raw(source.pixels, source.labels, source.pixels[:40], source.labels[:40], classes, "")
-    options = type("Options", (), {"validation": 100, "calibration": 32, "split_seed": 0, "train_images": None,
-                                   "test_images": None})
-    data.split_and_save(raw, "fashion_mnist", options, tmp_path / "data/fashion_mnist")
-    dense = tmp_path / "artifacts/dense/fashion_mnist_resnet8"
-    checkpoint.save(dense / "dense.safetensors", zoo("resnet8"), ZOO["resnet8"])
-    (dense / "groups.json").write_text(json.dumps(zoo_groups("resnet8").to_json()))
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.syspath_prepend(str(ROOT / "pipeline"))
-    return tmp_path
-
-
-def set_params(folder: Path, **changes) -> None:
-    params = yaml.safe_load((folder / "params.yaml").read_text())
-    for key, value in changes.items():
-        section, name = key.split("__")
-        params[section][name] = value
-    (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
-
-
-def stage(name: str, monkeypatch, *arguments: str) -> str:
-    """Runs a script as ``python`` does; returns its error message, or an empty string."""
-    monkeypatch.setattr(sys, "argv", [f"pipeline/{name}.py", *arguments])
-    try:
-        runpy.run_path(str(ROOT / "pipeline" / f"{name}.py"), run_name="__main__")
-    except SystemExit as end:
-        assert isinstance(end.code, str)  # printed on stderr, exit status 1
-        return end.code
-    return ""
+    return make(tmp_path, monkeypatch)
 
 
 def test_scripts_say_how_they_are_called(study, monkeypatch):

@@ -17,6 +17,9 @@ from hobs_rspar.networks import NetworkSpec, build
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = NetworkSpec("resnet8", classes=10, in_channels=1, image_size=12)
 CELL = "l1-42"
+STEPS = {"cut": {"top1": 10.0, "reconstruction_error": 0.9}, "batchnorm": {"top1": 60.0, "reconstruction_error": 0.5},
+         "refit": {"top1": 80.0, "reconstruction_error": 0.1}}
+CURVE = [{"images": 0, "seen": 0, "top1_validation": 80.0, "top1_test": 79.0, "correct": "fw=="}]
 TIMES = {"p50_ms", "p90_ms", "p99_ms", "mean_ms", "std_ms", "throughput", "iterations"}
 
 
@@ -76,11 +79,10 @@ def write_stages(root: Path, dense, pruned) -> None:
         "extra_training_images": 5})
     write(cell / "prune.json", {"macs": after.macs, "params": after.params, "repair": "least_squares",
                                 "macs_ratio": after.macs / before.macs, "params_ratio": after.params / before.params,
-                                "top1_before_repair": 10.0, "top1_after_repair": 80.0,
-                                "reconstruction_error_before_repair": 0.9, "reconstruction_error": 0.1})
+                                "repair_steps": STEPS})
     write(cell / "recovery.json", {"history": [{"epoch": 1}], "top1_validation": 92.0, "top1_test": 91.0,
                                    "top5_test": 99.0, "test_images": 8, "training_images": 100,
-                                   "correct": base64.b64encode(b"\x7f").decode()})
+                                   "correct": base64.b64encode(b"\x7f").decode(), "recovery_curve": CURVE})
 
 
 def script(name: str):
@@ -112,8 +114,9 @@ def test_both_records(study, monkeypatch, capsys):
 
 def check_cell(record: dict) -> None:
     assert set(record) == {"cell", "method", "seed", "study", "dataset", "network", "budget", "dense", "plan",
-                           "accuracy", "reconstruction_error", "repair", "test_images", "correct", "history", "search",
-                           "cost", "inputs"}
+                           "accuracy", "reconstruction_error", "repair", "repair_steps", "recovery_curve",
+                           "test_images", "correct", "history", "search", "cost", "inputs"}
+    assert record["repair_steps"] == STEPS and record["recovery_curve"] == CURVE
     assert set(record["dense"]) == {"macs", "params", "top1_test", "top1_validation"}
     assert record["plan"]["groups"] == [{"name": "conv1", "channels": 16, "kept_count": 8, "reason": "budget"}]
     assert record["plan"]["digest"] == checkpoint.digest(f"artifacts/tiny/cells/{CELL}/plan.json")

@@ -3,10 +3,12 @@
 import shlex
 import sys
 
+import _graph
 import pytest
+import repro
 import yaml
 from closure import METHODS, closure, imported, method_files, of_stage
-from clones import ROOT
+from clones import ROOT, chdir
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 CELLS = ("allocate", "prune", "finetune", "benchmark")
@@ -19,8 +21,8 @@ def test_stage_says_what_it_does(stage):
 
 @pytest.mark.parametrize("stage", STAGES)
 def test_stage_depends_on_exactly_what_its_script_imports(stage):
-    listed = {name for name in STAGES[stage]["deps"] if name.startswith(("src/", "pipeline/"))}
-    listed.discard("src/hobs_rspar/methods/${item.method}.py")
+    listed = {name for name in STAGES[stage]["deps"] if name.startswith(("src/", "pipeline/", "benchmarks/"))}
+    listed -= {"src/hobs_rspar/methods/${item.method}.py", "benchmarks/${item.experiment}.py"}
     needed = {str(path.relative_to(ROOT)) for path in of_stage(stage)}
     assert sorted(needed - listed) == [], "imported, but not in deps: an edit of these would not rerun the stage"
     assert sorted(listed - needed) == [], "in deps, but not imported: an edit of these would rerun it for nothing"
@@ -77,6 +79,9 @@ def test_second_run_does_nothing(graph):
     assert graph.stale() == set()
 
 
+CLAIMS = {f"claim@{name}" for name in yaml.safe_load((ROOT / "configs/default.yaml").read_text())["study"]["claims"]}
+
+
 def cells(*stages, method=""):
     return {f"{stage}@{name}-{seed}" for stage in stages for seed in (1, 2)
             for name in ([method] if method else ["l1", "hobs_rspar"])}
@@ -89,23 +94,42 @@ def test_edit_of_a_method_reruns_its_cells_only(graph):
 
 def test_option_of_a_method_reruns_its_cells_only(graph):
     graph.set_params(**{"methods.hobs_rspar.iterations": 5})
-    assert graph.stale() == cells("allocate", method="hobs_rspar")
+    assert graph.stale() == cells("allocate", method="hobs_rspar") | CLAIMS
+
+
+def test_new_claim_runs_alone(graph):
+    """And one that is dropped makes nothing but the report stale."""
+    claims = [name.partition("@")[2] for name in sorted(CLAIMS)]
+    graph.set_params(**{"study.claims": [*claims, "predictors"]})
+    assert graph.stale() == {"claim@predictors", "report"}
+    graph.set_params(**{"study.claims": claims[1:]})
+    assert graph.stale() == {"report"}
+
+
+def test_claims_run_before_all_cells(graph):
+    """They are timed: in no phase together with cells."""
+    with chdir(graph.path):
+        before, after = repro.phases(_graph.read())
+    assert CLAIMS <= set(before) and before.index("sensitivity") < min(map(before.index, CLAIMS))
+    assert set(after) == cells("benchmark") | {"report"}
 
 
 @pytest.mark.parametrize(("key", "value", "first"), [
     ("finetune.epochs", 7, {"finetune", "report"}),
     ("prune.ridge", 0.5, {"prune"}),
-    ("study.budget.macs", 0.4, {"latency", "allocate", "report"}),
+    ("study.budget.macs", 0.4, {"latency", "allocate", "claim", "report"}),
     ("benchmark.seconds", 0.7, {"benchmark"}),
     ("report.resamples", 77, {"report"}),
-    ("sensitivity.damping", 0.7, {"sensitivity"}),
+    ("sensitivity.damping", 0.7, {"sensitivity", "claim"}),
+    ("finetune.curve", [5000], {"finetune", "report"}),
     ("pretrain.epochs", 3, {"pretrain"}),
     ("study.margin_points", 0.3, {"report"}),
 ])
 def test_param_reruns_only_what_reads_it(graph, key, value, first):
     """Stages before the changed one stay; those after it follow when its output differs."""
     graph.set_params(**{key: value})
-    assert graph.stale() == {name for stage in first for name in (cells(stage) if stage in CELLS else {stage})}
+    named = {"claim": CLAIMS} | {stage: cells(stage) for stage in CELLS}
+    assert graph.stale() == {name for stage in first for name in named.get(stage, {stage})}
 
 
 def test_an_edited_method_goes_all_the_way_to_the_report(graph):
@@ -124,4 +148,4 @@ def test_new_seed_reruns_no_finished_cell(graph):
 
 
 def test_methods_have_a_file_each():
-    assert (METHODS / "_protocol.py").is_file() and len(method_files()) >= 8
+    assert (METHODS / "_protocol.py").is_file() and len(method_files()) >= 10

@@ -18,7 +18,7 @@ from hobs_rspar.methods._protocol import FileInputs
 from hobs_rspar.plan import PruningPlan
 
 SEARCH = {"hobs_rspar": {"iterations": 1, "episodes": 2, "hidden": 16, "images": 1000, "epochs": 1}}
-WEIGHTS_ONLY = ["unpruned", "random", "l1", "l2_global", "depgraph_seed"]
+WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "depgraph_seed"]
 
 
 def decide(name: str, where) -> PruningPlan:
@@ -81,8 +81,8 @@ def test_contract_on_other_networks_with_given_scores(name, method):
 
 
 def test_every_method_is_known_and_says_what_it_is():
-    assert set(available_methods()) >= {"unpruned", "random", "l1", "l2_global", "taylor_oneshot", "depgraph_seed",
-                                        "hobs_uniform", "hobs_rspar"}
+    assert set(available_methods()) >= {"unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global",
+                                        "taylor_oneshot", "depgraph_seed", "hobs_uniform", "hobs_rspar"}
     for name in available_methods():
         module = _registry.method(name)
         assert module.__doc__.strip() and set(module.Options.model_fields) == method_options(name)
@@ -114,6 +114,12 @@ def test_random_depends_on_the_seed_and_on_nothing_else():
     for method in ("l1", "l2_global", "depgraph_seed", "hobs_uniform", "taylor_oneshot"):
         kept = [decide(method, context("resnet8", method, seed=seed)).kept for seed in (1, 2)]
         assert kept[0] == kept[1]
+
+
+@pytest.mark.parametrize("method", ["random", "l1"])
+def test_repaired_controls_differ_by_repair_alone(method):
+    plain, repaired = (decide(name, context("resnet8", name)) for name in (method, f"{method}_repair"))
+    assert repaired.kept == plain.kept and (plain.repair, repaired.repair) == ("none", "least_squares")
 
 
 def test_uniform_methods_share_their_widths():

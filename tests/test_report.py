@@ -12,17 +12,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy import stats
-from synthetic_cells import GROUPS, METHODS, PLATFORM, ROOT, SEEDS, edit, make_study
+from synthetic_cells import FULL, GROUPS, METHODS, PLATFORM, REPAIRED, ROOT, SEEDS, edit, make_cell, make_study
 
 from hobs_rspar.config import load
 from hobs_rspar.errors import UserError
 from hobs_rspar.evidence import readme
 from hobs_rspar.evidence.figures import FIGURES
 from hobs_rspar.evidence.report import write
+from hobs_rspar.evidence.statistics import holm
 
 T1 = ["method", "n", "top1", "top1_lo", "top1_hi", "top1_before_recovery", "macs_ratio", "params_ratio", "latency_ms",
       "throughput", "energy_j", "speedup", "delta_vs_dense", "p_adjusted"]
 CLAIMS = ["claim", "published", "goal", "measured", "lo", "hi", "unit", "verdict", "conditions"]
+BASELINES = [name for name in METHODS if name not in ("unpruned", "hobs_uniform", "hobs_rspar")]
+EXPERIMENTS = {"C1": "sensitivity", "C2": "reconstruction", "C3": "penalty", "C8": "allocators"}
 README = f"# Title\n\n{readme.BEGIN}\nold\n{readme.END}\n\nafter\n"
 
 
@@ -58,7 +61,7 @@ def timing_of(cell: str) -> Path:
 
 
 def test_closing_line(report):
-    assert report[1] == ("report default: 40 of 40 cells, tables and figures in reports/default/, "
+    assert report[1] == ("report default: 50 of 50 cells, tables and figures in reports/default/, "
                          "open reports/default/index.html")
 
 
@@ -96,19 +99,100 @@ def test_t1_timings_are_medians_over_cells(report):
 
 def test_verdicts_follow_from_the_numbers(report):
     claims = {row["claim"]: row for row in rows(report[0] / "tables/claims.csv")}
-    for name in ("C1", "C2", "C3", "C8"):
-        assert claims[name]["verdict"].startswith("not measured: its experiment") and claims[name]["measured"] == ""
+    for name, experiment in EXPERIMENTS.items():
+        assert claims[name]["verdict"] == f"not measured: 'dvc repro claim@{experiment}' has not run"
+        assert claims[name]["measured"] == ""
     assert claims["C5"]["verdict"] == "not measured: no RAPL counter on this machine"
     speed = claims["C4"]
     assert speed["verdict"] == ("holds" if float(speed["lo"]) >= 3.1 else "does not hold")
     assert claims["C6"]["verdict"] == "does not hold" and float(claims["C6"]["lo"]) < -0.17
     leads = {row["rival"]: row for row in rows(report[0] / "figures/paired_differences.csv")}
-    baselines = [name for name in METHODS if name not in ("unpruned", "hobs_uniform", "hobs_rspar")]
-    weakest = min(baselines, key=lambda name: float(leads[name]["difference"]))
+    weakest = min(BASELINES, key=lambda name: float(leads[name]["difference"]))
     assert float(claims["C7"]["measured"]) == pytest.approx(float(leads[weakest]["difference"]), abs=1e-4)
-    assert f"smallest lead over {weakest} of 5 baselines" in claims["C7"]["conditions"]
-    ahead = all(float(leads[name]["difference"]) > 0 and float(leads[name]["p_adjusted"]) < 0.05 for name in baselines)
-    assert claims["C7"]["verdict"] == ("holds" if ahead else "does not hold")
+    assert f"over {weakest} of 7 baselines" in claims["C7"]["conditions"]
+
+
+def test_c7_is_judged_at_none_short_and_full_recovery(tmp_path, monkeypatch):
+    """Recomputed from the cells: ahead of all at each length, and by the margin of the best repaired baseline."""
+    monkeypatch.chdir(make_study(tmp_path, curve=(5000, 20_000)))
+    write(load())
+    claim = next(row for row in rows(tmp_path / "reports/default/tables/claims.csv") if row["claim"] == "C7")
+    expected = []
+    for place, margin in ((0, 4.0), (2, 1.0), (3, None)):
+        top1 = {method: np.array([cell["recovery_curve"][place]["top1_test"] for cell in
+                                  cells_of(tmp_path / "reports/default", method)]) for method in METHODS}
+        tests = {name: stats.ttest_rel(top1["hobs_rspar"], top1[name]) for name in METHODS
+                 if name not in ("unpruned", "hobs_rspar")}
+        adjusted = holm({name: test.pvalue for name, test in tests.items()})
+        holds = all((top1["hobs_rspar"] - top1[name]).mean() > 0 and adjusted[name] < 0.05 for name in BASELINES)
+        if margin is not None:
+            best = max(("random_repair", "l1_repair"), key=lambda name: top1[name].mean())
+            holds &= tests[best].confidence_interval(0.95).low >= margin
+        expected.append("holds" if holds else "does not hold")
+    found = re.findall(r"(none|short \(20,000 images\)|full): (holds|does not hold|not measured)", claim["conditions"])
+    assert [verdict for _, verdict in found] == expected and len(found) == 3
+    assert claim["verdict"] == ("holds" if set(expected) == {"holds"} else "does not hold")
+
+
+def test_c7_says_what_is_not_measured(report):
+    claim = next(row for row in rows(report[0] / "tables/claims.csv") if row["claim"] == "C7")
+    assert "short (20,000 images): not measured; full: " in claim["conditions"]
+
+
+def test_recovery_table_and_figure(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_study(tmp_path, curve=(5000, 20_000)))
+    write(load())
+    folder = tmp_path / "reports/default"
+    table = {(row["method"], int(row["images"])): row for row in rows(folder / "tables/recovery.csv")}
+    assert {images for _, images in table} == {0, 5000, 20_000, FULL} and len(table) == 40
+    ours, rival = ([cell["recovery_curve"][1] for cell in cells_of(folder, name)] for name in ("hobs_rspar", "l1"))
+    row, test = table["l1", 5000], stats.ttest_rel(*([p["top1_test"] for p in points] for points in (ours, rival)))
+    lo, hi = stats.t.interval(0.95, 4, loc=np.mean([p["top1_test"] for p in rival]),
+                              scale=stats.sem([p["top1_test"] for p in rival]))
+    assert [float(row[key]) for key in ("top1_lo", "top1_hi")] == pytest.approx([lo, hi], abs=1e-4)
+    interval = test.confidence_interval(0.95)
+    assert [float(row[key]) for key in ("lead_lo", "lead_hi")] == pytest.approx([*interval], abs=1e-4)
+    assert float(row["p_adjusted"]) >= test.pvalue and row["seen"] == "4992"
+    assert table["hobs_rspar", 0]["lead"] == table["unpruned", 0]["lead"] == ""
+    main = {row["method"]: row for row in rows(folder / "tables/T1.csv")}
+    assert all(table[name, FULL]["top1"] == main[name]["top1"] for name in METHODS)
+    drawn = rows(folder / "figures/recovery_budget.csv")
+    assert len(drawn) == 40 and {row["n"] for row in drawn} == {"5"}
+    page = (folder / "index.html").read_text()
+    assert 'id="recovery"' in page and 'id="recovery_budget"' in page and "20,000 images" in page
+
+
+def test_repair_table_has_a_row_per_method_and_a_column_per_step(report):
+    table = {row["method"]: row for row in rows(report[0] / "tables/repair.csv")}
+    for method, row in table.items():
+        cells = cells_of(report[0], method)
+        for step in ("cut", "batchnorm", "refit"):
+            found = [cell["repair_steps"][step]["top1"] for cell in cells if step in cell["repair_steps"]]
+            assert row[step] == "" if not found else float(row[step]) == pytest.approx(np.mean(found), abs=1e-4)
+        assert row["n"] == "5" and row["repair"] == ("least_squares" if method in REPAIRED else "none")
+        assert float(row["recovered"]) == pytest.approx(np.mean([c["accuracy"]["validation"] for c in cells]), abs=1e-4)
+    assert table["l1"]["error_refit"] == "" != table["l1_repair"]["error_refit"]
+
+
+def test_t8_lists_the_variants_that_ran_and_says_why_the_others_did_not(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_study(tmp_path, methods=("l1", "hobs_uniform", "hobs_rspar")))
+    for seed in SEEDS[:3]:
+        make_cell(tmp_path, "hobs_rspar_no_repair", seed)
+    params = load()
+    methods = [*params.study.methods, "hobs_rspar_no_repair", "hobs_rspar_no_penalty"]
+    write(params.model_copy(update={"study": params.study.model_copy(update={"methods": methods})}))
+    table = {row["variant"]: row for row in rows(tmp_path / "reports/default/tables/T8.csv")}
+    assert list(table)[0] == "hobs_rspar" and table["hobs_rspar"]["n"] == "5"
+    ours = {cell["seed"]: cell["accuracy"]["test"] for cell in cells_of(tmp_path / "reports/default", "hobs_rspar")}
+    without = [json.loads((tmp_path / f"reports/default/cells/hobs_rspar_no_repair-{seed}.json").read_text())
+               for seed in SEEDS[:3]]
+    test = stats.ttest_rel([cell["accuracy"]["test"] for cell in without], [ours[seed] for seed in SEEDS[:3]])
+    row = table["hobs_rspar_no_repair"]
+    assert [float(row["lo"]), float(row["hi"])] == pytest.approx([*test.confidence_interval(0.95)], abs=1e-4)
+    assert row["n"] == "3" and float(table["hobs_uniform"]["p_adjusted"]) < 1
+    assert table["hobs_rspar_no_penalty"]["remark"] == "not measured: no cell of it is there yet"
+    assert table["hobs_rspar_no_curvature"]["remark"] == "not measured: it is not among study.methods"
+    assert table["distillation"]["remark"].startswith("not measured: distillation is in all")
 
 
 def test_t10_and_t16(report):
@@ -124,13 +208,13 @@ def test_t10_and_t16(report):
 
 def test_metrics_are_a_few_rows_per_method(report):
     metrics = json.loads((report[0] / "metrics.json").read_text())
-    assert metrics["dense"] == {"top1": 93.3} and metrics["study"] == {"cells": 40, "missing": []}
+    assert metrics["dense"] == {"top1": 93.3} and metrics["study"] == {"cells": 50, "missing": []}
     assert list(metrics) == ["dense", *METHODS, "study"]
     assert set(metrics["l1"]) == {"top1", "macs_ratio", "speedup", "delta_vs_dense"}
 
 
 def test_markdown_and_latex_are_well_formed(report):
-    for name in ("T1", "T10", "T16", "claims"):
+    for name in ("T1", "T8", "T10", "T16", "claims", "recovery", "repair"):
         lines = [line for line in (report[0] / "tables" / f"{name}.md").read_text().splitlines() if line[:1] == "|"]
         assert len({len(re.findall(r"(?<!\\)\|", line)) for line in lines}) == 1 and re.match(r"[|\- :]+$", lines[1])
         latex = (report[0] / "tables" / f"{name}.tex").read_text()
@@ -147,7 +231,9 @@ def test_page_is_one_file_without_requests(report):
     local = [source for source in sources if not source.startswith(("data:", "#"))]
     assert local and all((report[0] / source).is_file() for source in local)
     assert page.count("<figure") == len(FIGURES) == page.count("data:image/svg+xml;base64,")
-    assert page.index('id="claims"') < page.index('id="T1"') < page.index('id="figures"') < page.index('id="T10"')
+    places = [page.index(f'id="{name}"') for name in ("claims", "T1", "figures", "recovery", "repair", "T8", "T10",
+                                                      "T16", "missing")]
+    assert places == sorted(places)
     assert "Not drawn" not in page and "/tmp" not in page
 
 
@@ -161,7 +247,7 @@ def test_figures_have_svg_png_and_data(report):
 
 def test_dvc_plots_data(report):
     assert list(rows(report[0] / "plots/recovery.csv")[0]) == ["epoch", *METHODS]
-    assert len(rows(report[0] / "plots/accuracy.csv")) == 40
+    assert len(rows(report[0] / "plots/accuracy.csv")) == 50
 
 
 def test_second_run_writes_the_same_bytes_and_removes_what_is_stale(study):
@@ -189,11 +275,11 @@ def test_incomplete_study_is_reported_as_such(study, capsys):
     for cell in ("l1-42", "hobs_rspar-520"):
         (study / "reports/default/cells" / f"{cell}.json").unlink()
     (study / "reports/default/cells/gone-1.json").write_text("{}")
-    assert "38 of 40 cells" in write(load())
+    assert "48 of 50 cells" in write(load())
     warnings = capsys.readouterr().err
     assert "l1-42" in warnings and "gone-1.json" in warnings
     assert json.loads((study / "reports/default/metrics.json").read_text())["study"] == {
-        "cells": 38, "missing": ["l1-42", "hobs_rspar-520"]}
+        "cells": 48, "missing": ["l1-42", "hobs_rspar-520"]}
     page = (study / "reports/default/index.html").read_text()
     assert "This study is incomplete" in page and "n = 4 to 5 seeds" in page and "l1-42, hobs_rspar-520" in page
     table = {row["method"]: row for row in rows(study / "reports/default/tables/T1.csv")}
@@ -250,7 +336,7 @@ def second_platform(study: Path) -> None:
 
 
 @pytest.mark.parametrize(("spoil", "message"), [
-    (lambda study: shutil.rmtree(study / "reports/default/cells"), "none of the 40 cells.*dvc repro"),
+    (lambda study: shutil.rmtree(study / "reports/default/cells"), "none of the 50 cells.*dvc repro"),
     (lambda study: edit(timing_of("l1-42"), lambda t: t["fingerprint"].update(device="X")), "device differs.*l1-42"),
     (lambda study: edit(timing_of("l1-42"), lambda t: t["fingerprint"].update(threads=2)), "threads differs"),
     (lambda study: edit(timing_of("l1-42"), lambda t: t["fingerprint"].update(torch="2.11.0")), "torch differs"),
@@ -274,7 +360,7 @@ def test_platform_named_in_params(study):
     second_platform(study)
     text = (study / "params.yaml").read_text()
     (study / "params.yaml").write_text(text.replace("platform: null", f"platform: {PLATFORM}"))
-    assert "40 of 40" in write(load())
+    assert "50 of 50" in write(load())
     (study / "params.yaml").write_text(text.replace("platform: null", "platform: mars"))
     with pytest.raises(UserError, match="benchmark.platform is 'mars'.*other_gpu, test_cpu"):
         write(load())

@@ -48,9 +48,19 @@ def random_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwa
     return _prune("random", model, dataloader, pruning_ratio, kwargs)
 
 
+def random_repair_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
+    """The channels of ``random_prune``, with least-squares repair. Arguments as ``dep_graph_prune``."""
+    return _prune("random_repair", model, dataloader, pruning_ratio, kwargs)
+
+
 def l1_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
     """L1 norm of filters at uniform widths (Li et al. 2017). Arguments as ``dep_graph_prune``."""
     return _prune("l1", model, dataloader, pruning_ratio, kwargs)
+
+
+def l1_repair_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
+    """The channels of ``l1_prune``, with least-squares repair. Arguments as ``dep_graph_prune``."""
+    return _prune("l1_repair", model, dataloader, pruning_ratio, kwargs)
 
 
 def l2_global_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:

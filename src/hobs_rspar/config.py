@@ -19,6 +19,7 @@ METHODS = Path(__file__).parent / "methods"
 DATASETS = ("fashion_mnist", "cifar10", "cifar100", "image_folder")
 NETWORKS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn_cifar", "resnet18", "resnet34",
             "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn")
+CLAIMS = ("sensitivity", "reconstruction", "penalty", "allocators", "predictors")  # scripts of benchmarks/
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -55,6 +56,7 @@ class Study(Section):
     seeds: Annotated[list[Count], Field(min_length=1)]
     budget: Budget
     margin_points: Annotated[float, Field(gt=0)]
+    claims: list[str]
 
 
 class Data(Section):
@@ -101,7 +103,16 @@ class Distillation(Section):
 
 class Finetune(Training):
     images: Positive | None
+    curve: list[Positive]
     distillation: Distillation
+
+    @model_validator(mode="after")
+    def a_growing_curve(self) -> Finetune:
+        if any(first >= second for first, second in zip(self.curve, self.curve[1:])):
+            raise ValueError(f"curve must name ever larger numbers of images; it names {self.curve}")
+        if self.curve and self.curve[0] < self.batch_size:
+            raise ValueError(f"curve begins with {self.curve[0]} images, less than a batch ({self.batch_size})")
+        return self
 
 
 class Sensitivity(Section):
@@ -210,10 +221,13 @@ def _check_names(path: Path, params: Params) -> None:
         if name not in params.methods:
             raise UserError(f"{path}: methods.{name} is missing; give every method a block ('{name}: {{}}' if it has "
                             "no options)")
-    for key, names in (("study.methods", study.methods), ("study.seeds", study.seeds)):
+    for name in study.claims:
+        _one_of(path, "study.claims", name, CLAIMS)
+    for key in ("methods", "seeds", "claims"):
+        names = getattr(study, key)
         twice = {name for name in names if names.count(name) > 1}
         if twice:
-            raise UserError(f"{path}: {key} names {sorted(twice)} twice; a cell (method, seed) must be unique")
+            raise UserError(f"{path}: study.{key} names {sorted(twice)} twice; name each once")
     for name, block in params.methods.items():
         _one_of(path, "methods", name, methods)
         for key in block:

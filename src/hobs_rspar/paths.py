@@ -55,5 +55,10 @@ class Paths:
     def cell_report(self, cell: str) -> Path:
         return self.report / "cells" / f"{cell}.json"
 
+    @property
+    def claims(self) -> Path:
+        """Folder of the results of the experiments in benchmarks/, one JSON file each."""
+        return self.report / "claims"
+
     def platform_report(self, platform: str, cell: str) -> Path:
         return self.report / "platforms" / platform / f"{cell}.json"

@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -50,6 +50,16 @@ def sole_writer(folder: Path) -> Iterator[None]:
         yield
     finally:
         lock.release()
+
+
+def once(path: Path, work: Callable[[], dict]) -> dict:
+    """The result in ``path`` (JSON); where there is none yet, that of ``work``, kept for a run that is killed later."""
+    if path.exists():
+        return json.loads(path.read_text())
+    result, partial = work(), path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(result))
+    os.replace(partial, path)
+    return result
 
 
 class Resume:

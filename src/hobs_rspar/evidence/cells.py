@@ -11,10 +11,11 @@ import numpy as np
 
 from hobs_rspar.config import Params
 from hobs_rspar.errors import UserError
+from hobs_rspar.evidence import claim_files
 from hobs_rspar.paths import Paths
 
-CELL_KEYS = ("method", "seed", "dataset", "network", "budget", "dense", "plan", "accuracy", "history", "cost",
-             "inputs")
+CELL_KEYS = ("method", "seed", "dataset", "network", "budget", "dense", "plan", "accuracy", "repair", "repair_steps",
+             "recovery_curve", "history", "cost", "inputs")
 TIMING_KEYS = ("fingerprint", "conditions", "batches", "inputs")
 # What makes two timings incomparable. Clocks and temperatures drift within one run and are only recorded.
 COMPARED = ("device", "host_cpu", "driver", "cuda", "cudnn", "torch", "torch_kernels", "threads", "power_cap", "mode",
@@ -32,6 +33,7 @@ class Evidence:
         leftover: files in cells/ that params do not name; not used.
         dense: content of dense.json, empty where the file is absent.
         scores: content of scores.json, None where the file is absent.
+        experiments: name to the result of an experiment of benchmarks/.
     """
 
     params: Params
@@ -43,6 +45,7 @@ class Evidence:
     platform: str | None
     dense: dict
     scores: dict | None
+    experiments: dict[str, claim_files.ClaimFile]
 
     @property
     def methods(self) -> list[str]:
@@ -81,7 +84,7 @@ def read(params: Params) -> Evidence:
 
     Raises:
         UserError: there is no cell at all; a file is truncated; cells of another budget or another dense network are
-            among them; timings of several platforms or fingerprints would be mixed.
+            among them; timings of several platforms or fingerprints would be mixed; a claim file is none.
     """
     paths = Paths.of(params.study)
     files = {cell: paths.cell_report(cell) for cell in params.cells}
@@ -99,7 +102,7 @@ def read(params: Params) -> Evidence:
     dense, scores = (_optional(paths.dense / name) for name in ("dense.json", "scores.json"))
     leftover = sorted(file for file in (paths.report / "cells").glob("*.json") if file not in files.values())
     return Evidence(params, paths, cells, timings, [cell for cell in files if cell not in cells], leftover, platform,
-                    dense or {}, scores)
+                    dense or {}, scores, claim_files.read(paths.claims))
 
 
 def correctness(cells: list[dict]) -> np.ndarray | None:

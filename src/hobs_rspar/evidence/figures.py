@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import matplotlib
 
-from hobs_rspar.evidence import outcome_figures, process_figures
+from hobs_rspar.evidence import outcome_figures, process_figures, recovery_figures
 from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.figure_style import STYLE, Drawing, file_bytes
 from hobs_rspar.evidence.summary import Summary
@@ -15,10 +15,11 @@ from hobs_rspar.evidence.table_formats import csv_text
 
 Draw = Callable[[Evidence, Summary], Drawing | str]
 FIGURES: tuple[tuple[str, str, Draw], ...] = (
+    ("recovery_budget", "Accuracy against the recovery budget", recovery_figures.recovery_budget),
     ("accuracy_macs", "Accuracy against MACs", outcome_figures.accuracy_macs),
     ("accuracy_latency", "Accuracy against latency", outcome_figures.accuracy_latency),
     ("paired_differences", "Paired differences", outcome_figures.paired_differences),
-    ("recovery_curves", "Recovery curves", outcome_figures.recovery_curves),
+    ("recovery_curves", "Recovery curves", recovery_figures.recovery_curves),
     ("allocation", "Allocation per group", process_figures.allocation),
     ("sensitivity", "Sensitivity of every channel", process_figures.sensitivity),
     ("reward_curve", "Reward of the search", process_figures.reward_curve),

@@ -1,4 +1,4 @@
-"""Figures of what came out: accuracy against cost, recovery, differences between methods."""
+"""Figures of what came out: accuracy against cost, differences between methods."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ from matplotlib.ticker import MaxNLocator
 
 from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.figure_style import Drawing, legend_below, method_looks, new_figure, new_panels
-from hobs_rspar.evidence.metrics import mean_recovery
 from hobs_rspar.evidence.statistics import Difference, Interval
 from hobs_rspar.evidence.summary import LATENCY_BATCH, OURS, REFERENCE, MethodSummary, Summary
 
@@ -45,30 +44,6 @@ def accuracy_latency(evidence: Evidence, summary: Summary) -> Drawing | str:
     return Drawing(figure, header, rows, "Horizontal: median over cells with its bootstrap interval, platform "
                    f"{evidence.platform}. Vertical: mean over seeds with its t interval. The horizontal axis is broken "
                    "between clusters.", summary.n)
-
-
-def recovery_curves(evidence: Evidence, summary: Summary) -> Drawing | str:
-    """Validation error during recovery; logarithmic, so that start and end can both be read."""
-    curves = {name: mean_recovery(evidence, name) for name in evidence.methods}
-    if max(len(images) for images, _ in curves.values()) < 2:
-        return "no cell has a recovery history"
-    figure, (axis,) = new_figure(3.0)
-    for name, look in method_looks(evidence.methods).items():
-        images, accuracy = curves[name]
-        axis.plot([count / 1000 for count in images], [100 - value for value in accuracy], label=name,
-                  linewidth=2.0 if name == OURS else 1.1, **look)
-    axis.set_yscale("log")
-    axis.yaxis.set_major_formatter("{x:g}")
-    axis.yaxis.set_minor_formatter(lambda value, _: f"{value:g}" if str(value)[0] in "2357" else "")
-    axis.tick_params(axis="y", which="minor", labelsize=6.5)
-    axis.set(xlabel="Images of recovery (thousands)", ylabel="Validation error (%), log scale",
-             title=f"Recovery ({summary.n})")
-    legend_below(figure, [axis])
-    rows = [[name, round(count), value] for name, (images, accuracy) in curves.items()
-            for count, value in zip(images, accuracy, strict=True)]
-    return Drawing(figure, ["method", "images", "validation_top1"], rows,
-                   "Mean over seeds; the first point is after repair and before the first step. Error = 100 − top-1.",
-                   summary.n)
 
 
 def paired_differences(evidence: Evidence, summary: Summary) -> Drawing | str:

@@ -39,6 +39,9 @@ The published numbers are quoted only to be tested; the tables that print them c
 """
 
 
+PLACED = ("claims", "T1", "T16")  # tables with a place of their own; the others follow the figures, in their order
+
+
 @dataclass(frozen=True)
 class Parts:
     """What the page shows: the tables by name, the claims and the figures."""
@@ -61,6 +64,7 @@ def render(evidence: Evidence, summary: Summary, parts: Parts) -> str:
         t1_headings=T1_HEADINGS, t1_rows=[_t1(method, summary) for method in summary.methods.values()],
         colours={name: look["color"] for name, look in looks.items()}, ours=OURS, images=_images(parts.figures),
         setup=setup(evidence), recipe=recipe(evidence), limits=limitations(evidence, summary),
+        further=[table for name, table in parts.tables.items() if name not in PLACED],
         flags=[flag for method in summary.methods.values() for flag in method.flags])
 
 

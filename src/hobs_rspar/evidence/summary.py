@@ -7,22 +7,19 @@ from __future__ import annotations
 
 import statistics as plain
 from dataclasses import dataclass
-from functools import partial
 
 from hobs_rspar.evidence.cells import Evidence
+from hobs_rspar.evidence.pairing import OURS, REFERENCE, difference, leads, mean_over_seeds, pairs
+from hobs_rspar.evidence.recovery import Budget, budgets
 from hobs_rspar.evidence.statistics import (
     Difference,
     Interval,
     exact_wilcoxon,
     holm,
-    mean_interval,
     median_interval,
-    paired_difference,
     seeds_needed,
 )
 
-OURS = "hobs_rspar"
-REFERENCE = "unpruned"
 FAMILY = "hobs_"  # methods that share our criterion: rivals in T1, but no baselines of claim C7
 LATENCY_BATCH = "1"
 THROUGHPUT_BATCH = "64"
@@ -73,12 +70,14 @@ class Summary:
         leads: rival to the paired difference ``hobs_rspar - rival``, points; rivals with at least two common seeds.
         adjusted: rival to the p-value of its paired t-test, Holm over all of ``leads``.
         wilcoxon: rival to its exact Wilcoxon p-value, only where n can reach the first Holm step.
+        recovery: the same comparison after every length of recovery, the shortest first.
     """
 
     methods: dict[str, MethodSummary]
     leads: dict[str, Difference]
     adjusted: dict[str, float]
     wilcoxon: dict[str, float]
+    recovery: list[Budget]
 
     @property
     def baselines(self) -> list[str]:
@@ -95,15 +94,10 @@ class Summary:
 
 def summarise(evidence: Evidence) -> Summary:
     """Summary of every method with a cell."""
-    compare = partial(_difference, evidence)
-    methods = {name: _method(evidence, name, compare) for name in evidence.methods}
-    leads = {}
-    if OURS in methods:
-        rivals = [name for name in methods if name not in (OURS, REFERENCE)]
-        found = {name: compare(methods[OURS].top1, methods[name].top1) for name in rivals}
-        leads = {name: difference for name, difference in found.items() if difference}
-    return Summary(methods, leads, holm({name: lead.p_value for name, lead in leads.items()}),
-                   _wilcoxon(evidence, methods, leads))
+    methods = {name: _method(evidence, name) for name in evidence.methods}
+    ahead = leads(evidence, {name: method.top1 for name, method in methods.items()})
+    return Summary(methods, ahead, holm({name: lead.p_value for name, lead in ahead.items()}),
+                   _wilcoxon(evidence, methods, ahead), budgets(evidence))
 
 
 def accuracies(evidence: Evidence, method: str) -> dict[int, float]:
@@ -130,13 +124,6 @@ def energy_ratio(evidence: Evidence, timings: list[dict]) -> Interval | None:
     return _median(evidence, [energy["dense_j"] / energy["pruned_j"] for energy in measured])
 
 
-def mean_over_seeds(evidence: Evidence, values: list[float]) -> Interval:
-    """Mean with t interval; one value has no interval."""
-    if len(values) < 2:
-        return Interval(values[0], None, None)
-    return mean_interval(values, evidence.params.report.confidence)
-
-
 def _median(evidence: Evidence, values: list[float]) -> Interval | None:
     if len(values) < 2:
         return Interval(values[0], None, None) if values else None
@@ -144,25 +131,13 @@ def _median(evidence: Evidence, values: list[float]) -> Interval | None:
     return median_interval(values, report.confidence, report.resamples, report.seed)
 
 
-def _difference(evidence: Evidence, method: dict[int, float], baseline: dict[int, float]) -> Difference | None:
-    pairs, report = _pairs(method, baseline), evidence.params.report
-    if len(pairs[0]) < 2:
-        return None
-    return paired_difference(*pairs, report.confidence, report.resamples, report.seed)
+def _wilcoxon(evidence: Evidence, methods: dict[str, MethodSummary], ahead: dict[str, Difference]) -> dict[str, float]:
+    enough = seeds_needed(evidence.alpha, len(ahead)) if ahead else 0
+    paired = {name: pairs(methods[OURS].top1, methods[name].top1) for name, lead in ahead.items() if lead.n >= enough}
+    return {name: exact_wilcoxon(*pair, evidence.alpha, len(ahead)) for name, pair in paired.items()}
 
 
-def _pairs(method: dict[int, float], baseline: dict[int, float]) -> tuple[list[float], list[float]]:
-    common = [seed for seed in method if seed in baseline]
-    return [method[seed] for seed in common], [baseline[seed] for seed in common]
-
-
-def _wilcoxon(evidence: Evidence, methods: dict[str, MethodSummary], leads: dict[str, Difference]) -> dict[str, float]:
-    enough = seeds_needed(evidence.alpha, len(leads)) if leads else 0
-    pairs = {name: _pairs(methods[OURS].top1, methods[name].top1) for name, lead in leads.items() if lead.n >= enough}
-    return {name: exact_wilcoxon(*pair, evidence.alpha, len(leads)) for name, pair in pairs.items()}
-
-
-def _method(evidence: Evidence, name: str, compare) -> MethodSummary:
+def _method(evidence: Evidence, name: str) -> MethodSummary:
     cells, timings = evidence.of(name), evidence.timed(name)
     top1 = accuracies(evidence, name)
     single = timed_batch(timings, LATENCY_BATCH)
@@ -179,7 +154,7 @@ def _method(evidence: Evidence, name: str, compare) -> MethodSummary:
         throughput=plain.median(throughput) if throughput else None,
         speedup=speed_interval(evidence, timings),
         energy=plain.median(energy) if energy else None,
-        versus_reference=None if name == REFERENCE else compare(top1, accuracies(evidence, REFERENCE)),
+        versus_reference=None if name == REFERENCE else difference(evidence, top1, accuracies(evidence, REFERENCE)),
         extra_training=plain.fmean(cell["cost"]["extra_training_images"] for cell in cells),
         flags=[f"{timing['cell']}: {flag}" for timing in timings for flag in timing.get("flags", [])],
     )

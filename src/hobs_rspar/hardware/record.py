@@ -15,6 +15,7 @@ from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 
 COST_STAGES = ("allocate", "prune", "finetune")
+LAST_STEP = {"none": "cut", "batchnorm": "batchnorm", "least_squares": "refit"}  # of each repair
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,8 @@ def cell_record(files: CellFiles, params) -> dict:
             "dataset": study.dataset, "network": study.network, "budget": plan["budget"],
             "dense": {key: dense[key] for key in ("macs", "params", "top1_test", "top1_validation")},
             "plan": _plan(plan, prune, files.plan), "accuracy": _accuracy(prune, recovery),
-            "reconstruction_error": prune.get("reconstruction_error"), "repair": prune["repair"],
+            "reconstruction_error": _repaired(prune)["reconstruction_error"], "repair": prune["repair"],
+            "repair_steps": prune["repair_steps"], "recovery_curve": recovery["recovery_curve"],
             "test_images": recovery["test_images"], "correct": recovery["correct"], "history": recovery["history"],
             "search": _search(plan["search"]), "cost": _cost(files, plan, recovery), "inputs": files.digest()}
 
@@ -149,9 +151,14 @@ def _plan(plan: dict, prune: dict, path: Path) -> dict:
 
 def _accuracy(prune: dict, recovery: dict) -> dict:
     """Top-1 in percent: before recovery and ``validation`` on validation images, the last two on test images."""
-    return {"before_repair": prune["top1_before_repair"], "after_repair": prune["top1_after_repair"],
+    return {"before_repair": prune["repair_steps"]["cut"]["top1"], "after_repair": _repaired(prune)["top1"],
             "validation": recovery["top1_validation"], "test": recovery["top1_test"],
             "test_top5": recovery["top5_test"]}
+
+
+def _repaired(prune: dict) -> dict:
+    """The last step of repair: the network that goes on."""
+    return prune["repair_steps"][LAST_STEP[prune["repair"]]]
 
 
 def _search(search: dict | None) -> dict | None:
