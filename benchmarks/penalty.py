@@ -16,6 +16,7 @@ from _allocation import Problem, load, publish
 
 from hobs_rspar.allocation import dynamic, ppo_search
 from hobs_rspar.allocation.penalty import AdaptivePenalty
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.walk import Walk, features
 from hobs_rspar.errors import UserError
 from hobs_rspar.evidence.statistics import Interval, paired_difference
@@ -107,7 +108,7 @@ def search(problem: Problem, penalty: AdaptivePenalty, seed: int) -> Run:
     return Run(np.concatenate(drops), np.concatenate(weights))
 
 
-def excess(space, ratios: np.ndarray) -> np.ndarray:
+def excess(space: Space, ratios: np.ndarray) -> np.ndarray:
     """How far the raw action is above the budget, as a fraction of it [episodes]; 0 where it is below."""
     raw = space.groups.macs(np.maximum(1, np.rint(ratios * space.sizes))) / space.groups.dense_macs
     return np.maximum(0, raw / space.budget - 1)

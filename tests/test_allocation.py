@@ -12,7 +12,7 @@ from small import IMAGES, ZOO, Stream, assert_same, context, images, seeded, sna
 from torch.nn import functional as F
 
 from hobs_rspar import cost, surgery
-from hobs_rspar.allocation.budget import complete, floors, project
+from hobs_rspar.allocation.budget import complete, floors, moves, project, project_many
 from hobs_rspar.allocation.environment import Evaluation, PruningEnvironment
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.ppo import RSPARAgent
@@ -113,6 +113,32 @@ def test_small_networks_meet_every_budget_that_can_be_met():
     for budget in np.arange(0.1, 1, 0.02):
         if (np.abs(ratios - budget) <= 0.01 * budget).any():
             assert abs(kept(groups, uniform_widths(groups, budget)) - budget) <= 0.01 * budget
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
+def test_many_projections_are_the_single_ones(name):
+    groups, random = zoo_groups(name), np.random.default_rng(1)
+    ratios = random.uniform(0.01, 1, (20, len(groups)))
+    together = project_many(groups, ratios, 0.3, 0.1)
+    assert (np.abs(groups.macs(together) / groups.dense_macs - 0.3) <= 0.003).all()
+    assert (together == [project(groups, row, 0.3, 0.1) for row in ratios]).all()
+
+
+def test_rows_without_a_single_step_are_completed_among_the_others():
+    """In a small network some rows need the look at everything; their neighbours in the batch do not notice."""
+    groups = surgery.groups(seeded(Stream), IMAGES[:1])
+    ratios = np.random.default_rng(2).uniform(0.01, 1, (200, len(groups)))
+    together = project_many(groups, ratios, 0.31, 0.0, tolerance=0.002)
+    assert (np.abs(groups.macs(together) / groups.dense_macs - 0.31) <= 0.002 * 0.31).all()
+    assert (together == [project(groups, row, 0.31, 0.0, 0.002) for row in ratios]).all()
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "vgg16_bn_cifar"])
+def test_macs_after_moves_are_those_of_the_moved_widths(name):
+    groups, random = zoo_groups(name), np.random.default_rng(3)
+    widths = np.stack([random.integers(2, size, 5) for size in groups.sizes], 1)
+    changes = moves(len(groups))[0][::7]
+    assert (groups.macs_after(widths, changes) == groups.macs(widths[:, None] + changes)).all()
 
 
 def test_threshold_on_a_known_ranking():

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.trial import Trial
 
 
@@ -48,7 +49,7 @@ class Walk:
         return ratios, torch.stack(states)
 
 
-def features(space, error: np.ndarray) -> np.ndarray:
+def features(space: Space, error: np.ndarray) -> np.ndarray:
     """Per group: position, share of channels, share of MACs saved by halving it, share of error at half its width.
 
     Args:
