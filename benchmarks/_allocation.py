@@ -76,7 +76,7 @@ def load() -> Problem:
 
 def publish(problem: Problem, record: dict) -> None:
     """Writes a claim's record and prints its tables."""
-    path = Paths.of(problem.params.study).report / "claims" / f"{record['claim']}.json"
+    path = Paths.of(problem.params.study).claims / f"{Path(sys.argv[0]).stem}.json"
     claim_files.write(path, record)
     for table in record["tables"]:
         columns = tuple(Column(key, heading) for key, heading in table["columns"])

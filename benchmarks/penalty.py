@@ -25,8 +25,8 @@ from hobs_rspar.progress import bar
 from hobs_rspar.seeds import derived_seed
 
 UPDATES = 125  # policy updates a run
-SEEDS, TUNING = range(10), range(100, 105)
-GRID = 8  # constants, evenly spaced on a logarithmic scale over the range that lambda(t) is kept in
+SEEDS, TUNING = range(10), range(100, 103)
+GRID = 5  # constants, evenly spaced on a logarithmic scale over the range that lambda(t) is kept in
 LEVEL = 0.01  # a drop at most this much larger than the least known one counts as reached
 GOAL = 100.0  # % faster: twice as fast
 EVALUATIONS = 20_000  # of DP with local search, for the least known drop

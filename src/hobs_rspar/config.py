@@ -204,10 +204,12 @@ def available_methods() -> list[str]:
 
 
 def method_options(method: str) -> set[str]:
-    """Option names of a method, read from its file's ``class Options`` without importing it."""
+    """Option names of a method, read from its file's ``class Options`` (or that it imports) without importing it."""
     for node in ast.parse((METHODS / f"{method}.py").read_text()).body:
         if isinstance(node, ast.ClassDef) and node.name == "Options":
             return {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
+        if isinstance(node, ast.ImportFrom) and "Options" in [name.name for name in node.names]:
+            return method_options(node.module.rpartition(".")[2])
     return set()
 
 

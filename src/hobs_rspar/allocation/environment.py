@@ -41,6 +41,7 @@ class PruningEnvironment:
         factors: ``<layer>/a`` of all consumers.
         calibration: images for the batch norms' statistics.
         validation: images of the reward; never test images.
+        refit: whether consumers are refitted; otherwise only batch norms are re-estimated.
 
     Attributes:
         dense: the dense network's own evaluation.
@@ -52,8 +53,8 @@ class PruningEnvironment:
     BATCH = 256  # one size for all passes: every new shape costs the convolution library a compilation
 
     def __init__(self, network: nn.Module, groups: Groups, order: list[Tensor], factors: dict[str, Tensor],
-                 calibration: Images, validation: Images):
-        self.network, self.groups, self.order, self.factors = network, groups, order, factors
+                 calibration: Images, validation: Images, refit: bool = True):
+        self.network, self.groups, self.order, self.factors, self.refit = network, groups, order, factors, refit
         self.calibration, self.validation = calibration, validation
         self.state = network.state_dict()
         self.images = 0
@@ -105,7 +106,7 @@ class PruningEnvironment:
         if (g, width) not in self._refits:
             group, changes = self.groups[g], {}
             gone = self.order[g][:group.channels - width].tolist()
-            for member in group.with_role("consumer") if gone else ():
+            for member in group.with_role("consumer") if gone and self.refit else ():
                 weight = self.state[f"{member.layer}.weight"]
                 flat = weight.double().flatten(1)
                 area = flat.shape[1] // weight.shape[1]

@@ -1,0 +1,91 @@
+"""R-SPAR on any order of elimination: what ``hobs_rspar`` and the variants of its ablation share."""
+
+from collections.abc import Sequence
+from typing import Annotated, Literal
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from hobs_rspar.allocation.environment import PruningEnvironment
+from hobs_rspar.allocation.rspar import search
+from hobs_rspar.allocation.space import Space
+from hobs_rspar.config import Positive, Section, Share
+from hobs_rspar.methods._protocol import Context
+from hobs_rspar.plan import PruningPlan
+
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Options(Section):
+    """Options of the search; params.yaml says what each is for."""
+
+    first: Annotated[int, Field(ge=4)] = 12
+    rounds: Positive = 3
+    measured: Positive = 4
+    iterations: Positive = 24
+    episodes: Positive = 64
+    hidden: Positive = 256
+    learning_rate: Annotated[float, Field(gt=0)] = 3e-3
+    gamma: Share = 1.0
+    gae_lambda: Share = 0.95
+    clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    entropy: NonNegative = 0.01
+    epochs: Positive = 4
+    images: Annotated[int, Field(ge=1000)] = 1024
+    penalty: NonNegative = 0.01
+    penalty_rate: NonNegative = 2.5
+    penalty_min: NonNegative = 1e-4
+    penalty_max: NonNegative = 0.1
+    penalty_sign: Literal[-1, 1] = -1
+
+
+def searched(context: Context, options: Options, scores: Sequence[Tensor], relative: Sequence[Tensor], criterion: str,
+             repair: str = "least_squares") -> PruningPlan:
+    """The plan that R-SPAR finds.
+
+    Args:
+        context: of the method.
+        options: of the search.
+        scores: per group; the lowest goes first [channels].
+        relative: per group the relative output error after each elimination in that order [channels].
+        criterion: in words.
+        repair: of the plan, and of every allocation that the search measures.
+    """
+    order = [torch.argsort(score, stable=True) for score in scores]
+    environment = PruningEnvironment(context.network, context.groups, order, context.factors,
+                                     context.calibration.first(256), context.validation.first(options.images),
+                                     refit=repair == "least_squares")
+    space = Space(context.groups, context.budget, context.min_ratio, context.tolerance)
+    found = search(environment, curves(scores, order, relative), space, options, context.derived_seed,
+                   context.validation.first(2 * options.images))
+    history = {"evaluations": environment.evaluations, "images": environment.images, "chosen": found.chosen,
+               "episodes": found.episodes, "measured": found.measured}
+    ranks = [torch.argsort(channels) for channels in order]  # the very order that was evaluated, ties included
+    return context.keep_best(ranks, found.widths, f"{criterion}, R-SPAR", repair=repair, search=history)
+
+
+def curves(scores: Sequence[Tensor], order: Sequence[Tensor], relative: Sequence[Tensor]) -> list[np.ndarray]:
+    """Predicted loss and relative error of every width of each group, from 0 to all channels [channels + 1, 2]."""
+    removed = [torch.stack([score[channels], error], 1) for score, channels, error in zip(scores, order, relative)]
+    return [np.concatenate([part.numpy()[::-1], np.zeros((1, 2))]) for part in removed]
+
+
+def first_removed(scores: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
+    """What a criterion that scores channels one by one has for :func:`searched`.
+
+    Args:
+        scores: per group [channels], not negative.
+
+    Returns:
+        Per group the score of a channel and all that go before it, which ranks as the scores do, and its share of the
+        group's sum in order of removal: sums of single scores in place of H-OBS's predicted loss and relative error.
+    """
+    sums, shares = [], []
+    for score in scores:
+        order = torch.argsort(score, stable=True)
+        total = score[order].double().cumsum(0)
+        sums.append(torch.empty_like(total).scatter_(0, order, total))
+        shares.append(total / total[-1].clamp_min(1e-30))
+    return sums, shares
