@@ -329,8 +329,8 @@ def test_pruning_functions_remove_the_ratio(stream, name):
 
 def test_pruning_functions_pass_their_options_on(stream):
     network, loader = stream
-    smaller = hobs_rspar.hobs_rspar_prune(network, loader, 0.15, first=4, rounds=1, measured=1, iterations=1, episodes=2,
-                                          seed=3, protect=["stem"])
+    quick = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2}
+    smaller = hobs_rspar.hobs_rspar_prune(network, loader, 0.15, **quick, seed=3, protect=["stem"])
     assert smaller.stem.out_channels == 24 and smaller.down.out_channels < 48
     seeds = [hobs_rspar.random_prune(network, loader, 0.5, seed=seed).state_dict() for seed in (1, 2)]
     assert any(not torch.equal(a, b) for a, b in zip(*(state.values() for state in seeds)))

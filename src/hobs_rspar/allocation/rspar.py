@@ -24,7 +24,7 @@ from hobs_rspar.allocation.fitted import FittedReward
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.ppo import RSPARAgent
 from hobs_rspar.allocation.space import Space
-from hobs_rspar.allocation.walk import Walk, features, halves
+from hobs_rspar.allocation.walk import Walk, features
 from hobs_rspar.data import Images
 from hobs_rspar.progress import bar
 
