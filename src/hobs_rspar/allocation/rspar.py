@@ -67,7 +67,8 @@ class Model:
         drops = environment.dense.accuracy - np.array([found.accuracy for found in seen])
         self.reward = FittedReward(curves, widths, np.array([found.loss for found in seen]))
         score = self.reward.score(widths)
-        self.slope = min(0.0, np.cov(score, drops)[0, 1] / max(score.var(ddof=1), 1e-12))
+        away = score - score.mean()
+        self.slope = min(0.0, away @ drops / max(away @ away, 1e-12))
         self.offset = drops.mean() - self.slope * score.mean()
 
     def drop(self, widths: np.ndarray) -> np.ndarray:
