@@ -268,6 +268,9 @@ def test_records_of_a_search():
         assert record.keys() == {"episode", "reward", "accuracy_drop", "penalty", "lambda", "raw_macs_ratio",
                                  "macs_ratio", "ratios"}
         assert 1e-4 <= record["lambda"] <= 0.1 and abs(record["macs_ratio"] - 0.35) <= 0.007
+    measured = [record["updates"] for record in found.measured]
+    assert measured == sorted(measured) and set(measured) == {0, 6, 12} and measured.count(0) <= QUICK.first
+    assert measured.count(6) == measured.count(12) == QUICK.measured
     for record in found.measured:
         widths = np.rint(np.array(record["ratios"]) * 16).astype(int)
         seen = environment.evaluate(widths)
