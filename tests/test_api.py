@@ -33,6 +33,7 @@ from hobs_rspar.plan import PruningPlan
 
 SRC = Path(hobs_rspar.__file__).parents[1]
 REQUIRED = inspect.Parameter.empty
+QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2}  # a search that only works
 # Names, parameters and defaults of the published API document; methods under "Class.method".
 PUBLISHED = {
     "HOBSSensitivityAnalyzer": {"model": REQUIRED, "damping": 1e-3, "use_kfac": True},
@@ -130,7 +131,7 @@ def stream():
 def test_compress(stream):
     network, loader = stream
     before = snapshot(network)
-    smaller, plan, report = hobs_rspar.compress(network, loader, macs=0.4, iterations=1, episodes=4)
+    smaller, plan, report = hobs_rspar.compress(network, loader, macs=0.4, **QUICK)
     assert_same(before, snapshot(network))
     counted = cost.count(smaller, IMAGES[:1])
     dense = cost.count(network, IMAGES[:1])
@@ -139,7 +140,7 @@ def test_compress(stream):
     assert abs(report["macs_ratio"] - 0.4) <= 0.004
     assert isinstance(plan, PruningPlan) and plan.method == "hobs_rspar" and plan.network == "Stream"
     assert report["images"] == {"calibration": 320, "validation": 320}
-    assert len(report["search"]["episodes"]) == 4
+    assert len(report["search"]["episodes"]) == 1 and 2 <= len(report["search"]["measured"]) <= 5
     top1 = report["top1_validation"]
     assert top1.keys() == {"dense", "pruned", "repaired"} and top1["dense"] > 90
     assert top1["repaired"] > 85 and top1["repaired"] > top1["pruned"]
@@ -160,7 +161,7 @@ def test_compress_is_repeatable(stream):
 @pytest.mark.parametrize("method", available_methods())
 def test_compress_by_every_method(stream, method):
     network, loader = stream
-    options = {"iterations": 1, "episodes": 2} if method == "hobs_rspar" else {}
+    options = QUICK if method.startswith("hobs_rspar") else {}
     budget = 1.0 if method == "unpruned" else 0.4
     smaller, plan, report = hobs_rspar.compress(network, loader, macs=budget, method=method, **options)
     assert plan.method == method and abs(report["macs_ratio"] - budget) <= 0.01 * budget
@@ -233,7 +234,7 @@ class Viewed(nn.Module):
 def test_compress_networks_that_need_contiguous_tensors(method):
     network = seeded(Viewed)
     network(IMAGES)  # works
-    options = {"iterations": 1, "episodes": 2} if method == "hobs_rspar" else {}
+    options = QUICK if method == "hobs_rspar" else {}
     smaller, _, _ = hobs_rspar.compress(network, loader_of(images(128)), macs=0.5, method=method, **options)
     assert smaller(IMAGES).shape == (5, 4)
 
@@ -272,7 +273,7 @@ class Blocked(nn.Module):
 @pytest.mark.parametrize("kind", [Halved, Blocked])
 def test_compress_networks_with_groups_that_stay_whole(kind, method):
     network = seeded(kind)
-    options = {"iterations": 1, "episodes": 2} if method == "hobs_rspar" else {}
+    options = QUICK if method == "hobs_rspar" else {}
     smaller, plan, _ = hobs_rspar.compress(network, loader_of(images(64)), macs=0.8, method=method, **options)
     kept = {group.name: len(group.kept) / group.channels for group in plan.groups}
     whole = {name for name, part in kept.items() if part == 1}
@@ -329,8 +330,7 @@ def test_pruning_functions_remove_the_ratio(stream, name):
 
 def test_pruning_functions_pass_their_options_on(stream):
     network, loader = stream
-    quick = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2}
-    smaller = hobs_rspar.hobs_rspar_prune(network, loader, 0.15, **quick, seed=3, protect=["stem"])
+    smaller = hobs_rspar.hobs_rspar_prune(network, loader, 0.15, **QUICK, seed=3, protect=["stem"])
     assert smaller.stem.out_channels == 24 and smaller.down.out_channels < 48
     seeds = [hobs_rspar.random_prune(network, loader, 0.5, seed=seed).state_dict() for seed in (1, 2)]
     assert any(not torch.equal(a, b) for a, b in zip(*(state.values() for state in seeds)))

@@ -51,6 +51,8 @@ CASES = [
     (changed(finetune__distillation__temprature=4), ["'finetune.distillation.temprature'", "'temperature'"]),
     # a method's block
     (changed(methods__hobs_rspar__itrations=3), ["methods.hobs_rspar: 'itrations' is not known", "'iterations'"]),
+    (changed(methods__hobs_rspar_no_repair__mesured=3),  # options that the method's file imports
+     ["methods.hobs_rspar_no_repair: 'mesured' is not known", "Did you mean 'measured'?", "penalty_sign"]),
     (changed(methods__l1__power=2), ["methods.l1: 'power' is not known", "nothing (the method has no options)"]),
     (changed(methods__l3={}), ["methods: 'l3' is not known", "Did you mean 'l1'?"]),
     (changed(methods__l1=None), ["methods.l1", "(seen: None)"]),

@@ -2,13 +2,14 @@
 
 import copy
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from small import ZOO, assert_same, context, images, snapshot, statistics_of, zoo, zoo_groups
 
-from hobs_rspar import cost, surgery
+from hobs_rspar import config, cost, surgery
 from hobs_rspar.config import available_methods, method_options
 from hobs_rspar.curvature.gates import Gates, gate_gradients
 from hobs_rspar.curvature.statistics import collect
@@ -90,6 +91,13 @@ def test_every_method_is_known_and_says_what_it_is():
         module = _registry.method(name)
         assert module.__doc__.strip() and set(module.Options.model_fields) == method_options(name)
         assert _registry.options(name, {}) == module.Options()
+
+
+@pytest.mark.parametrize("name", SEARCHED)
+def test_the_ablation_searches_as_the_default_study_does(name):
+    """The variants' blocks are empty: the defaults of the code must be the numbers of params.yaml."""
+    blocks = config.load(Path(__file__).resolve().parents[1] / "configs/default.yaml").methods
+    assert _registry.options(name, blocks[name]) == _registry.options("hobs_rspar", blocks["hobs_rspar"])
 
 
 def test_a_protected_group_stays_whole_in_every_method():
