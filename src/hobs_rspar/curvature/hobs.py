@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hobs_rspar.coupling import Group, Groups
-from hobs_rspar.curvature.gates import sampled_labels
 from hobs_rspar.curvature.kfac import KFACHessianApproximator, damped
+from hobs_rspar.curvature.passes import SAMPLED, sweep
 from hobs_rspar.data import Images
 
 
@@ -161,8 +160,7 @@ class Sensitivity:
     eliminations: list[Elimination]
 
 
-def collect_factors(network: nn.Module, images: Images, options, generator: torch.Generator,
-                    progress=lambda batches: batches) -> dict[str, Tensor]:
+def collect_factors(network: nn.Module, images: Images, options, generator: torch.Generator) -> dict[str, Tensor]:
     """Kronecker factors of all layers over calibration images, as ``<layer>/a`` and ``<layer>/g`` on the CPU.
 
     Args:
@@ -170,25 +168,10 @@ def collect_factors(network: nn.Module, images: Images, options, generator: torc
         images: calibration images.
         options: ``params.sensitivity`` (batch_size, positions, damping).
         generator: draws positions and labels.
-        progress: wraps the iteration over batches.
     """
     kfac = KFACHessianApproximator(network, options.damping, 1, options.positions, generator)
-    flags = [(p, p.requires_grad) for p in network.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    kfac.register_hooks()
-    try:
-        for x, _ in progress(list(images.batches(options.batch_size))):
-            with torch.enable_grad():
-                out = network(x.requires_grad_())
-                F.cross_entropy(out, sampled_labels(out, generator), reduction="sum").backward()
-            kfac.update_factors()
-    finally:
-        kfac.remove_hooks()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-    return {f"{name}/{part}": value.cpu() for name in kfac.factors
-            for part, value in (("a", kfac.input_factor(name)), ("g", kfac.output_factor(name)))}
+    sweep(network, images, options.batch_size, {SAMPLED: [kfac]}, generator)
+    return kfac.stored()
 
 
 def analyse(network: nn.Module, every: Groups, factors: dict[str, Tensor], damping: float) -> Sensitivity:

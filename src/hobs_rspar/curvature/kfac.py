@@ -10,6 +10,8 @@ also holds the mean input (last column / A[-1, -1]) and the number of positions 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -90,7 +92,7 @@ class KFACHessianApproximator:
     """K-FAC factors of all convolutions (strided, dilated, grouped, depthwise) and linear layers.
 
     Usage: ``register_hooks()``; then for every batch forward, ``backward()`` of the *summed* loss, and
-    ``update_factors()``.
+    ``update_factors()``. It is also a watcher of :func:`hobs_rspar.curvature.passes.sweep`.
 
     Args:
         model: hooks are added by ``register_hooks`` and removed by ``remove_hooks``.
@@ -99,6 +101,8 @@ class KFACHessianApproximator:
         positions: output positions sampled per image for the input factor; None takes all.
         generator: of the sampled positions.
     """
+
+    listening = True
 
     def __init__(self, model: nn.Module, damping: float = 1e-3, update_freq: int = 10,
                  positions: int | None = None, generator: torch.Generator | None = None):
@@ -126,11 +130,24 @@ class KFACHessianApproximator:
             handle.remove()
         self._hooks, self._inputs, self._gradients = [], {}, {}
 
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """``register_hooks()`` inside the ``with`` block, ``remove_hooks()`` after it."""
+        self.register_hooks()
+        try:
+            yield
+        finally:
+            self.remove_hooks()
+
     def _keep(self, name: str):
         def forward(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self._inputs[name] = inputs[0].detach()
             if output.requires_grad:
-                output.register_hook(lambda gradient: self._gradients.__setitem__(name, gradient.detach()))
+                output.register_hook(backward)
+
+        def backward(gradient: Tensor) -> None:
+            if self.listening:
+                self._gradients[name] = gradient.detach()
         return forward
 
     @torch.no_grad()
@@ -148,6 +165,8 @@ class KFACHessianApproximator:
             for name, gradient in self._gradients.items():
                 self._add(name, self.layers[name], self._inputs[name], gradient)
         self._inputs, self._gradients = {}, {}
+
+    collect = update_factors  # as a watcher
 
     def _add(self, name: str, layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
         where = sampled_positions(layer, x, self.positions, self.generator)
@@ -169,6 +188,11 @@ class KFACHessianApproximator:
     def output_factor(self, layer_name: str) -> Tensor:
         """G = E[(1/T) sum_t g g^T], float32 [groups, outputs per group, outputs per group]."""
         return self._of(layer_name).g / self._of(layer_name).images
+
+    def stored(self) -> dict[str, Tensor]:
+        """Factors of all layers on the CPU, as ``<layer>/a`` and ``<layer>/g``."""
+        return {f"{name}/{part}": value.cpu() for name in self.factors
+                for part, value in (("a", self.input_factor(name)), ("g", self.output_factor(name)))}
 
     def inverse(self, layer_name: str) -> tuple[Tensor, Tensor]:
         """Damped inverses of both factors of a layer (without the constant's row and column)."""
