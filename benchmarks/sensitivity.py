@@ -19,11 +19,11 @@ from torch.nn import functional as F
 from _dense_study import DenseStudy
 
 from hobs_rspar.curvature import statistics
-from hobs_rspar.curvature.filters import FilterMoments
-from hobs_rspar.curvature.gates import GateGradients, Gates, fisher_score, signed_score
+from hobs_rspar.curvature.filters import FilterMoments, kron_obd
+from hobs_rspar.curvature.gates import GateGradients, Gates, fisher_score, relabelled, signed_score
 from hobs_rspar.curvature.kfac import KFACHessianApproximator
 from hobs_rspar.curvature.oracle import loss_changes
-from hobs_rspar.curvature.passes import SAMPLED, TRUE, sweep
+from hobs_rspar.curvature.passes import sweep
 from hobs_rspar.data import Images
 from hobs_rspar.evidence.statistics import Interval
 from hobs_rspar.seeds import generator
@@ -47,7 +47,6 @@ class Contenders:
     def __init__(self, study: DenseStudy):
         self.network, self.groups, self.gates = study.network, study.groups, Gates(study.groups)
         self.weights = [m.weight for m in self.network.modules() if isinstance(m, (nn.Conv2d, nn.Linear))]
-        self.example = study.calibration.normalised(study.calibration.pixels[:1])
         self.random = generator(0, "benchmark/sensitivity")
         self.layer_gradients: list[Tensor] = []
 
@@ -58,16 +57,17 @@ class Contenders:
 
     def one(self, images: Images) -> None:
         """One forward, one backward with sampled labels: exact gate Fisher and Kronecker OBD of all channels."""
-        self._sweep(images, SAMPLED)
+        self._sweep(images)
 
     def both(self, images: Images) -> None:
-        """One forward, two backwards: signed first order and empirical Fisher beside them."""
-        self._sweep(images, SAMPLED, TRUE)
+        """Both kinds of labels: signed first order and empirical Fisher, too."""
+        rows, labels = self._sweep(images)
+        relabelled(self.network, self.gates, images, len(images), rows, labels)
 
     def kfac(self, images: Images) -> None:
         """Full Kronecker factors of all layers, all positions; without weight gradients, which favours it."""
         factors = KFACHessianApproximator(self.network, update_freq=1)
-        sweep(self.network, images, len(images), {SAMPLED: [factors]}, self.random)
+        sweep(self.network, images, len(images), [factors], self.random)
 
     def gradient_graph(self, images: Images) -> None:
         """The differentiable gradient that all Hessian-vector products of a batch share."""
@@ -92,10 +92,12 @@ class Contenders:
         (x, labels), = images.batches(len(images))
         return F.cross_entropy(self.network(x), labels, reduction="sum")
 
-    def _sweep(self, images: Images, *kinds: str) -> None:
-        watchers = {kind: [GateGradients(self.network, self.gates, len(images))] for kind in kinds}
-        watchers[SAMPLED].append(FilterMoments(self.network, self.groups, self.example))
-        sweep(self.network, images, len(images), watchers, self.random)
+    def _sweep(self, images: Images) -> tuple[Tensor, Tensor]:
+        rows = GateGradients(self.network, self.gates, len(images))
+        moments = FilterMoments(self.network, self.groups)
+        labels = sweep(self.network, images, len(images), [rows, moments], self.random)
+        fisher_score(rows.rows), kron_obd(self.groups, moments)
+        return rows.rows, labels
 
 
 def cpu_seconds(call: Callable[[], object]) -> float:

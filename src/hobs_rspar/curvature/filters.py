@@ -18,7 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar.coupling import Groups
+from hobs_rspar.curvature.folding import Norms, slope
 from hobs_rspar.curvature.kfac import damped
+from hobs_rspar.curvature.passes import products
 
 
 class FilterMoments:
@@ -27,24 +29,21 @@ class FilterMoments:
     Args:
         network: that the sweep passes.
         groups: of the network.
-        example: one image [1, C, H, W], to see which producers a batch norm follows: there E[z^2] is its
-            running_var + running_mean^2 and costs nothing.
     """
 
-    listening = False
-
-    def __init__(self, network: nn.Module, groups: Groups, example: Tensor):
+    def __init__(self, network: nn.Module, groups: Groups):
         names = [member.layer for group in groups for member in group.with_role("producer", "depthwise")]
         self.layers = {name: network.get_submodule(name) for name in names}
-        self.norms = following_norms(network, self.layers, example)
+        self.norms: Norms = {}
         self.images = self._batch = 0
         self._positions: dict[str, int] = {}
         self._outputs: dict[str, Tensor] = {}
         self._slopes: dict[str, Tensor] = {}
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """Hooks on all producers inside the ``with`` block."""
+    def watching(self, norms: Norms) -> Iterator[None]:
+        """Hooks on all producers inside the ``with`` block, in which ``norms`` are folded."""
+        self.norms = norms
         hooks = [layer.register_forward_hook(self._hook(name)) for name, layer in self.layers.items()]
         try:
             yield
@@ -57,7 +56,7 @@ class FilterMoments:
         self.images += self._batch
 
     def energy(self, name: str) -> Tensor:
-        """E[sum_t z^2] of a producer's own outputs, before any batch norm [outputs]."""
+        """E[sum_t z^2] of a producer's own outputs [outputs]; running_var + running_mean^2 where a batch norm follows."""
         if name not in self.norms:
             return self._outputs[name].cpu() / self.images
         norm = self.norms[name]
@@ -65,53 +64,20 @@ class FilterMoments:
 
     def fisher(self, name: str) -> Tensor:
         """Diagonal of a producer's G: E[(1/T) sum_t g^2] [outputs]."""
-        return self._slopes[name].cpu() / (self.images * self._positions[name])
+        seen = self._slopes[name].cpu() / (self.images * self._positions[name])
+        return seen * slope(self.norms[name]).cpu().square() if name in self.norms else seen
 
     def _hook(self, name: str):
         def read(gradient: Tensor) -> None:
-            if self.listening:
-                self._slopes[name] = self._slopes.get(name, 0) + _squares(gradient)
+            self._slopes[name] = self._slopes.get(name, 0) + products(gradient, gradient).sum(0)
 
         def watch(_layer: nn.Module, _inputs, out: Tensor) -> None:
             self._batch, self._positions[name] = len(out), out[0, 0].numel()
             if name not in self.norms:
-                self._outputs[name] = self._outputs.get(name, 0) + _squares(out.detach())
+                z = out.detach()
+                self._outputs[name] = self._outputs.get(name, 0) + products(z, z).sum(0)
             out.register_hook(read)
         return watch
-
-
-def _squares(x: Tensor) -> Tensor:
-    """Sum of squares of every channel of [N, C] or [N, C, H, W]: [C]."""
-    return x.square().sum((0, 2, 3)) if x.dim() == 4 else x.square().sum(0)
-
-
-@torch.no_grad()
-def following_norms(network: nn.Module, layers: dict[str, nn.Module], x: Tensor) -> dict[str, nn.BatchNorm2d]:
-    """Batch norms with fixed statistics whose input is the very output of one of ``layers``, by the layer's name.
-
-    Args:
-        network: in evaluation mode; untouched.
-        layers: by name.
-        x: one image [1, C, H, W].
-    """
-    outputs: dict[str, Tensor] = {}
-    found: dict[str, nn.BatchNorm2d] = {}
-
-    def keep(name: str):
-        return lambda _layer, _inputs, out: outputs.__setitem__(name, out)
-
-    def match(norm: nn.BatchNorm2d, inputs: tuple[Tensor, ...]) -> None:
-        found.update({name: norm for name, out in outputs.items() if out is inputs[0]})
-
-    hooks = [layer.register_forward_hook(keep(name)) for name, layer in layers.items()]
-    hooks += [norm.register_forward_pre_hook(match) for norm in network.modules()
-              if isinstance(norm, nn.BatchNorm2d) and norm.track_running_stats]
-    try:
-        network(x)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return found
 
 
 def kron_obd(groups: Groups, moments: FilterMoments) -> Tensor:

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
 from hobs_rspar.coupling import Groups
-from hobs_rspar.curvature.passes import SAMPLED, TRUE, sweep
+from hobs_rspar.curvature.folding import Norms
+from hobs_rspar.curvature.passes import products, sweep
 from hobs_rspar.data import Images
 from hobs_rspar.errors import UserError
 
@@ -93,8 +95,6 @@ class GateGradients:
             would take more than ``ROWS_BYTES``.
     """
 
-    listening = False
-
     def __init__(self, network: nn.Module, gates: Gates, count: int):
         self.network, self.gates = network, gates
         small = 4 * count * gates.total <= ROWS_BYTES
@@ -103,7 +103,7 @@ class GateGradients:
         self._batch: Tensor | None = None
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
+    def watching(self, _norms: Norms) -> Iterator[None]:
         """Hooks on all consumers inside the ``with`` block."""
         hooks = [self.network.get_submodule(name).register_forward_pre_hook(self._hook(name, table))
                  for name, table in self.gates.lookup.items()]
@@ -128,8 +128,7 @@ class GateGradients:
                 if x._version != version:
                     raise UserError(f"the input of {name} is changed in place after {name} has read it, so its gates "
                                     "cannot be measured; write that operation not in place")
-                if self.listening:
-                    self._add(table.to(x.device), x, gradient)
+                self._add(table.to(x.device), x, gradient)
 
             own = inputs[0].view_as(inputs[0])  # its gradient is that through this consumer alone
             own.register_hook(read)
@@ -137,7 +136,7 @@ class GateGradients:
         return watch
 
     def _add(self, table: Tensor, x: Tensor, gradient: Tensor) -> None:
-        sums = (x * gradient).sum((2, 3)) if x.dim() == 4 else x * gradient
+        sums = products(x, gradient)
         if self._batch is None:
             self._batch = sums.new_zeros(len(sums), self.gates.total + 1)  # the last column: always open
         self._batch.index_add_(1, table, sums)
@@ -159,8 +158,33 @@ def gate_gradients(network: nn.Module, gates: Gates, images: Images, batch_size:
         S [N, total] on the CPU: the gradient of each image's own loss.
     """
     seen = GateGradients(network, gates, len(images))
-    sweep(network, images, batch_size, {TRUE if generator is None else SAMPLED: [seen]}, generator)
+    sweep(network, images, batch_size, [seen], generator)
     return seen.rows
+
+
+def relabelled(network: nn.Module, gates: Gates, images: Images, batch_size: int, rows: Tensor,
+               labels: Tensor) -> Tensor:
+    """Rows of the images' own labels, given those of others: only images whose labels differ are passed again.
+
+    An image's gradient depends on no other image. Labels drawn from a good network are mostly the true ones, so that
+    both kinds of labels cost hardly more than one.
+
+    Args:
+        network: in evaluation mode; untouched.
+        gates: of the network's groups.
+        images: calibration images [N].
+        batch_size: images a pass.
+        rows: of ``labels`` [N, total].
+        labels: that ``rows`` belong to [N].
+
+    Returns:
+        S [N, total] of ``images.labels``.
+    """
+    rows, differ = rows.clone(), (labels != images.labels).nonzero()[:, 0]
+    if len(differ):
+        others = replace(images, pixels=images.pixels[differ], labels=images.labels[differ])
+        rows[differ.cpu()] = gate_gradients(network, gates, others, batch_size)
+    return rows
 
 
 def fisher_score(rows: Tensor) -> Tensor:

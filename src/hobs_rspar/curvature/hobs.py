@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from hobs_rspar.coupling import Group, Groups
 from hobs_rspar.curvature.kfac import KFACHessianApproximator, damped
-from hobs_rspar.curvature.passes import SAMPLED, sweep
+from hobs_rspar.curvature.passes import sweep
 from hobs_rspar.data import Images
 
 
@@ -170,7 +170,7 @@ def collect_factors(network: nn.Module, images: Images, options, generator: torc
         generator: draws positions and labels.
     """
     kfac = KFACHessianApproximator(network, options.damping, 1, options.positions, generator)
-    sweep(network, images, options.batch_size, {SAMPLED: [kfac]}, generator)
+    sweep(network, images, options.batch_size, [kfac], generator)
     return kfac.stored()
 
 

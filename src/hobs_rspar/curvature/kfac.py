@@ -17,6 +17,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from hobs_rspar.curvature.folding import Norms, slope
 from hobs_rspar.errors import UserError
 
 
@@ -102,8 +103,6 @@ class KFACHessianApproximator:
         generator: of the sampled positions.
     """
 
-    listening = True
-
     def __init__(self, model: nn.Module, damping: float = 1e-3, update_freq: int = 10,
                  positions: int | None = None, generator: torch.Generator | None = None):
         if damping <= 0 or update_freq < 1:
@@ -115,6 +114,7 @@ class KFACHessianApproximator:
         self.factors: dict[str, Factors] = {}
         self._inputs: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}
+        self._slopes: dict[str, Tensor] = {}
         self._hooks: list = []
         self._calls = 0
 
@@ -131,13 +131,15 @@ class KFACHessianApproximator:
         self._hooks, self._inputs, self._gradients = [], {}, {}
 
     @contextmanager
-    def watching(self) -> Iterator[None]:
-        """``register_hooks()`` inside the ``with`` block, ``remove_hooks()`` after it."""
+    def watching(self, norms: Norms) -> Iterator[None]:
+        """``register_hooks()`` inside the ``with`` block, ``remove_hooks()`` after it; ``norms`` are folded."""
+        self._slopes = {name: slope(norm).view(-1, 1, 1) for name, norm in norms.items()}
         self.register_hooks()
         try:
             yield
         finally:
             self.remove_hooks()
+            self._slopes = {}
 
     def _keep(self, name: str):
         def forward(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
@@ -146,8 +148,8 @@ class KFACHessianApproximator:
                 output.register_hook(backward)
 
         def backward(gradient: Tensor) -> None:
-            if self.listening:
-                self._gradients[name] = gradient.detach()
+            own = gradient.detach()
+            self._gradients[name] = own * self._slopes[name] if name in self._slopes else own
         return forward
 
     @torch.no_grad()

@@ -8,10 +8,10 @@ from torch import Tensor, nn
 from hobs_rspar.coupling import Groups
 from hobs_rspar.criteria import filter_norms
 from hobs_rspar.curvature.filters import FilterMoments, filter_scores
-from hobs_rspar.curvature.gates import GateGradients, Gates, fisher_score, signed_score, taylor_score
+from hobs_rspar.curvature.gates import GateGradients, Gates, fisher_score, relabelled, signed_score, taylor_score
 from hobs_rspar.curvature.hobs import analyse
 from hobs_rspar.curvature.kfac import KFACHessianApproximator
-from hobs_rspar.curvature.passes import SAMPLED, TRUE, sweep
+from hobs_rspar.curvature.passes import sweep
 from hobs_rspar.data import Images
 from hobs_rspar.errors import UserError
 
@@ -21,7 +21,7 @@ TAYLOR_BATCH = 64  # images whose mean gradient is squared
 
 def collect(network: nn.Module, groups: Groups, images: Images, options, generator: torch.Generator,
             progress=lambda batches: batches) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gate statistics, scores and Kronecker factors, from one forward pass and two backward passes.
+    """Gate statistics, scores and Kronecker factors, from one sweep, and another over the images whose drawn labels were wrong.
 
     Args:
         network: in evaluation mode; untouched.
@@ -43,16 +43,17 @@ def collect(network: nn.Module, groups: Groups, images: Images, options, generat
         why = "; ".join(f"{group.name}: {group.protected}" for group in groups) or "no channels lie between two layers"
         raise UserError(f"{type(network).__name__}: nothing to prune ({why})")
     gates = Gates(groups)
-    true, sampled = (GateGradients(network, gates, len(images)) for _ in range(2))
-    moments = FilterMoments(network, groups, images.normalised(images.pixels[:1]))
+    seen, moments = GateGradients(network, gates, len(images)), FilterMoments(network, groups)
     kfac = KFACHessianApproximator(network, options.damping, 1, options.positions, generator)
-    sweep(network, images, options.batch_size, {TRUE: [true], SAMPLED: [sampled, moments, kfac]}, generator, progress)
+    labels = sweep(network, images, options.batch_size, [seen, moments, kfac], generator, progress)
+    sampled = seen.rows
+    true = relabelled(network, gates, images, options.batch_size, sampled, labels)
     factors = kfac.stored()
     analysis = analyse(network, groups, factors, options.damping)
-    scores = {"l1": torch.cat(filter_norms(network, groups, 1)), "taylor": taylor_score(true.rows, TAYLOR_BATCH),
-              "fisher": fisher_score(sampled.rows), "signed": signed_score(true.rows, sampled.rows),
+    scores = {"l1": torch.cat(filter_norms(network, groups, 1)), "taylor": taylor_score(true, TAYLOR_BATCH),
+              "fisher": fisher_score(sampled), "signed": signed_score(true, sampled),
               "kfac": torch.cat(analysis.scores["kfac"]), "hobs": torch.cat(analysis.scores["hobs"]),
               "relative": torch.cat([elimination.relative for elimination in analysis.eliminations]),
               **filter_scores(groups, moments, factors, options.damping)}
     found = {name: score.float().contiguous() for name, score in scores.items()}
-    return {"true_rows": true.rows, "sampled_rows": sampled.rows, **found}, factors
+    return {"true_rows": true, "sampled_rows": sampled, **found}, factors
