@@ -112,11 +112,8 @@ def eliminate(parts: list[Consumer], damping: float) -> Elimination:
     alive = torch.arange(len(parts[0].index))
     order, costs, errors = [], [], []
     while len(alive):
-        cost, error = torch.zeros(len(alive), dtype=torch.float64), torch.zeros(len(alive), dtype=torch.float64)
-        for part, weight, inverse, column in zip(parts, weights, inverses, columns):
-            rows = _removal_errors(weight, inverse, column[alive])  # [alive, outputs]
-            cost += 0.5 * rows @ part.fisher
-            error += rows.sum(1)
+        cost, error = sum(_removal_errors(weight, inverse, column[alive], part.fisher)
+                          for part, weight, inverse, column in zip(parts, weights, inverses, columns))
         best = int(cost.argmin())
         channel = int(alive[best])
         order.append(channel)
@@ -134,11 +131,15 @@ def _columns(part: Consumer) -> Tensor:
     return (part.index[:, :, None] * area + torch.arange(area)).flatten(1)
 
 
-def _removal_errors(weight: Tensor, inverse: Tensor, columns: Tensor) -> Tensor:
-    """Squared output error per row of removing each channel, all others compensating [channels, outputs]."""
-    block = inverse[columns[:, :, None], columns[:, None, :]]
-    removed = weight[:, columns].permute(1, 2, 0)  # [channels, block, outputs]
-    return (removed * torch.linalg.solve(block, removed)).sum(1)
+def _removal_errors(weight: Tensor, inverse: Tensor, columns: Tensor, fisher: Tensor) -> Tensor:
+    """Cost and squared output error of removing each channel J, all others compensating [2, channels].
+
+    With B = [(A^-1)_JJ]^-1 they are 1/2 tr(B W_J^T G W_J) and tr(B W_J^T W_J): products of small blocks.
+    """
+    block = torch.linalg.inv(inverse[columns[:, :, None], columns[:, None, :]])
+    removed = weight[:, columns].transpose(0, 1)  # [channels, outputs, block]
+    by_fisher, plain = (removed.mT @ part for part in (removed * (0.5 * fisher)[:, None], removed))
+    return torch.stack([(block * by_fisher).sum((1, 2)), (block * plain).sum((1, 2))])
 
 
 def _remove(weight: Tensor, inverse: Tensor, columns: Tensor) -> None:
