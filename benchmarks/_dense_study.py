@@ -1,10 +1,10 @@
-"""What the experiments on the dense network share: this checkout's package first on the path, network, images, claims."""
+"""What experiments on the dense network share: this checkout's package first on the path, network, images, claims."""
 
 from __future__ import annotations
 
 import sys
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -58,4 +58,12 @@ class DenseStudy:
     def write(self, claim: str, record: dict) -> None:
         """Adds the wall time and writes ``reports/<study>/claims/<claim>.json``."""
         record = {"claim": claim, **record, "seconds": round(time.perf_counter() - self.started, 1)}
+        print(f"{claim}: {record['measured']:.4g} {record['unit']} ({record['lo']:.4g} to {record['hi']:.4g}), "
+              f"{'holds' if record['holds'] else 'does not hold'}; {record['conditions']}; {record['seconds']} s")
         claim_files.write(self.paths.report / "claims" / f"{claim}.json", record)
+
+
+def parts(images: Images, size: int) -> list[Images]:
+    """Consecutive parts of ``size`` images; a shorter last one is left out."""
+    return [replace(images, pixels=pixels, labels=labels) for pixels, labels
+            in zip(images.pixels.split(size), images.labels.split(size)) if len(labels) == size]

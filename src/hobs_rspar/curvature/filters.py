@@ -56,7 +56,7 @@ class FilterMoments:
         self.images += self._batch
 
     def energy(self, name: str) -> Tensor:
-        """E[sum_t z^2] of a producer's own outputs [outputs]; running_var + running_mean^2 where a batch norm follows."""
+        """E[sum_t z^2] of a producer's own outputs [outputs]: T (running_var + running_mean^2) before a batch norm."""
         if name not in self.norms:
             return self._outputs[name].cpu() / self.images
         norm = self.norms[name]

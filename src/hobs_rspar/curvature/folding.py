@@ -41,11 +41,16 @@ def folded(network: nn.Module, x: Tensor) -> Iterator[Norms]:
 
 
 @torch.no_grad()
-def _convolution(layer: nn.Conv2d, norm: nn.BatchNorm2d):
+def fused(layer: nn.Conv2d, norm: nn.BatchNorm2d) -> tuple[Tensor, Tensor]:
+    """Weight and bias of one convolution that does what both layers do."""
     scale = slope(norm)
-    weight = layer.weight * scale.view(-1, 1, 1, 1)
     bias = (0 if layer.bias is None else layer.bias) - norm.running_mean
     bias = bias * scale if norm.bias is None else bias * scale + norm.bias
+    return layer.weight * scale.view(-1, 1, 1, 1), bias
+
+
+def _convolution(layer: nn.Conv2d, norm: nn.BatchNorm2d):
+    weight, bias = fused(layer, norm)
     return lambda x: layer._conv_forward(x, weight, bias)
 
 

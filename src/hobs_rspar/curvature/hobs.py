@@ -79,20 +79,30 @@ def consumers(group: Group, network: nn.Module, factors: dict[str, Tensor]) -> l
     return found
 
 
-def kfac_score(parts: list[Consumer], fisher: list[Tensor]) -> Tensor:
-    """Kronecker-factored OBD of closing each gate: 1/2 tr(G W_c A_cc W_c^T), summed over consumers [channels].
+def kfac_hessian(parts: list[Consumer], fisher: list[Tensor]) -> Tensor:
+    """Kronecker-factored Hessian of closing a group's gates: H_cd = tr(G W_c A_cd W_d^T), summed over consumers.
+
+    Its diagonal is twice the K-FAC score; with the cross terms it is the group's joint model, without compensation.
 
     Args:
         parts: the consumers.
         fisher: their full output factors G [outputs, outputs].
+
+    Returns:
+        [channels, channels].
     """
-    total = torch.zeros(len(parts[0].index), dtype=torch.float64)
+    total = torch.zeros(len(parts[0].index), len(parts[0].index), dtype=torch.float64)
     for part, g in zip(parts, fisher):
-        columns = _columns(part)  # [channels, block]
-        weight = part.weight.flatten(1)[:, columns].transpose(0, 1)  # [channels, outputs, block]
-        block = part.covariance[columns[:, :, None], columns[:, None, :]]
-        total += 0.5 * ((g.double() @ weight) * (weight @ block)).sum((1, 2))
+        weight, columns = part.weight.flatten(1), _columns(part)  # [channels, block]
+        terms = (weight.T @ g.double() @ weight) * part.covariance
+        rows = terms[columns.flatten()][:, columns.flatten()]
+        total += rows.view(*columns.shape, *columns.shape).sum((1, 3))
     return total
+
+
+def kfac_score(parts: list[Consumer], fisher: list[Tensor]) -> Tensor:
+    """Kronecker-factored OBD of closing each gate: 1/2 tr(G W_c A_cc W_c^T), summed over consumers [channels]."""
+    return 0.5 * kfac_hessian(parts, fisher).diagonal()
 
 
 def eliminate(parts: list[Consumer], damping: float) -> Elimination:

@@ -1,8 +1,8 @@
 """The sweep over calibration images from which all sensitivities are read: one forward and one backward pass.
 
 Gradients are taken with respect to activations only: weights are frozen, the backward pass ends at the outputs of the
-first convolutions, and batch norms are folded. That is at most two thirds of the arithmetic of a training step. Watchers
-read what they need on the way, by hooks.
+first convolutions, and batch norms are folded. That is two thirds of the arithmetic of a training step. Watchers read
+what they need on the way, by hooks.
 """
 
 from __future__ import annotations

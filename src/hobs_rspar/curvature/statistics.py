@@ -21,7 +21,7 @@ TAYLOR_BATCH = 64  # images whose mean gradient is squared
 
 def collect(network: nn.Module, groups: Groups, images: Images, options, generator: torch.Generator,
             progress=lambda batches: batches) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Gate statistics, scores and Kronecker factors, from one sweep, and another over the images whose drawn labels were wrong.
+    """Gate statistics, scores and Kronecker factors, from one sweep and a second one over a few of the images.
 
     Args:
         network: in evaluation mode; untouched.
