@@ -19,7 +19,6 @@ from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.folding import Norms
 from hobs_rspar.curvature.passes import products, sweep
 from hobs_rspar.data import Images
-from hobs_rspar.errors import UserError
 
 ROWS_BYTES = 2**30  # of the rows of one kind; larger ones are kept in bfloat16
 
@@ -105,7 +104,7 @@ class GateGradients:
     @contextmanager
     def watching(self, _norms: Norms) -> Iterator[None]:
         """Hooks on all consumers inside the ``with`` block."""
-        hooks = [self.network.get_submodule(name).register_forward_pre_hook(self._hook(name, table))
+        hooks = [self.network.get_submodule(name).register_forward_pre_hook(self._hook(table))
                  for name, table in self.gates.lookup.items()]
         try:
             yield
@@ -119,19 +118,11 @@ class GateGradients:
         self.rows[self._done:until] = self._batch[:, :-1].cpu()
         self._done, self._batch = until, None
 
-    def _hook(self, name: str, table: Tensor):
+    def _hook(self, table: Tensor):
         def watch(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = inputs[0].detach()
-            version = x._version
-
-            def read(gradient: Tensor) -> None:
-                if x._version != version:
-                    raise UserError(f"the input of {name} is changed in place after {name} has read it, so its gates "
-                                    "cannot be measured; write that operation not in place")
-                self._add(table.to(x.device), x, gradient)
-
             own = inputs[0].view_as(inputs[0])  # its gradient is that through this consumer alone
-            own.register_hook(read)
+            own.register_hook(lambda gradient: self._add(table.to(x.device), x, gradient))
             return own, *inputs[1:]
         return watch
 
