@@ -16,6 +16,7 @@ from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.coupling import Groups
 from hobs_rspar.device import resolve_device
 from hobs_rspar.errors import UserError
+from hobs_rspar.methods import _registry
 from hobs_rspar.paths import Paths
 
 SHAPES = {"fashion_mnist": (10, 1, 28, 60_000), "cifar10": (10, 3, 32, 50_000), "cifar100": (100, 3, 32, 50_000)}
@@ -128,9 +129,12 @@ def full_size_images(recipe, images: int, size: int) -> float:
 
 
 def rewards(params: config.Params, cell: str) -> float:
-    """Images that a method's search evaluates; 0 for methods that do not search."""
-    options = params.methods[cell.rpartition("-")[0]]
-    return options.get("iterations", 0) * options.get("episodes", 0) * options.get("images", 0)
+    """Images that a method's search runs plans on, at most; 0 for methods that do not search."""
+    name = cell.rpartition("-")[0]
+    options = _registry.options(name, params.methods[name]).model_dump()
+    if "rounds" not in options:
+        return 0
+    return (options["first"] + options["rounds"] * options["measured"]) * options["images"]
 
 
 def shrunk(params: config.Params, network, groups: Groups):

@@ -103,7 +103,7 @@ def cell(method: str, seed: int, name: str, generator, curve=()) -> dict:
         "repair_steps": _repair_steps(before, repaired), "test_images": IMAGES, "correct": bits,
         "recovery_curve": _recovery_curve(before, test, bits, curve), "history": history, "search": search,
         "cost": {"training_images": FULL, "extra_training_images": 0,
-                 "search_evaluations": 192 if search else 0, "search_images": 196_608 if search else 0,
+                 "search_evaluations": 24 if search else 0, "search_images": 24 * 1280 if search else 0,
                  "seconds": {"allocate": 8.0 if search else 0.5, "prune": 1.0, "finetune": 60.0}},
         "inputs": "0" * 64}
 
@@ -158,9 +158,13 @@ def _groups(method: str, generator) -> list[dict]:
 
 
 def _search(generator) -> dict:
-    progress = 1 - np.exp(-np.arange(192) / 60)
-    drops = 0.6 - 0.4 * progress + generator.normal(0, 0.05, 192)
-    episodes = [{"episode": episode + 1, "reward": -float(drop) - 0.005, "accuracy_drop": float(drop), "penalty": 0.4,
-                 "lambda": float(0.01 * np.exp(-2.5 * drop)), "raw_macs_ratio": 0.35, "macs_ratio": 0.26}
-                for episode, drop in enumerate(drops)]
-    return {"evaluations": 192, "images": 196_608, "chosen": "best episode", "episodes": episodes}
+    """Three rounds of 24 policy updates; 12 plans measured before, 4 after each round."""
+    drops = 0.2 + 0.4 * np.exp(-np.arange(72) / 25) + generator.normal(0, 0.02, 72)
+    episodes = [{"episode": 64 * (update + 1), "reward": -float(drop) - 0.005, "accuracy_drop": float(drop),
+                 "penalty": 0.4, "lambda": float(0.01 * np.exp(-2.5 * drop)), "raw_macs_ratio": 0.35,
+                 "macs_ratio": 0.26} for update, drop in enumerate(drops)]
+    measured = [{"updates": before, "accuracy_drop": 0.5 - before / 200 + float(generator.normal(0, 0.05)),
+                 "loss": 1.4 - before / 100, "macs_ratio": 0.26}
+                for before in [0] * 12 + [24] * 4 + [48] * 4 + [72] * 4]
+    return {"evaluations": 24, "images": 24 * 1280, "chosen": "lowest loss", "episodes": episodes,
+            "measured": measured}

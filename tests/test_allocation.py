@@ -1,4 +1,4 @@
-"""Budgets, thresholds, PPO, the penalty, the environment and the search, against hand computation and brute force."""
+"""Budgets, thresholds, PPO, the penalty and the environment, against hand computation and brute force."""
 
 import copy
 import itertools
@@ -13,10 +13,9 @@ from torch.nn import functional as F
 
 from hobs_rspar import cost, surgery
 from hobs_rspar.allocation.budget import complete, floors, moves, project, project_many
-from hobs_rspar.allocation.environment import Evaluation, PruningEnvironment
+from hobs_rspar.allocation.environment import PruningEnvironment
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.ppo import RSPARAgent
-from hobs_rspar.allocation.rspar import Target, search
 from hobs_rspar.allocation.threshold import threshold_widths
 from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.coupling import Group, Groups, Member
@@ -180,6 +179,12 @@ def test_penalty_stays_in_its_range():
     steep = AdaptivePenalty(0.01, 10, 1, 1e-3, 0.05)
     assert steep.weight(0.9, 0.1) == 0.05 and steep.weight(0.1, 0.9) == 1e-3
     assert AdaptivePenalty().weight(93, 61) == 1e-4  # percentage points would sit on the bound
+
+
+@pytest.mark.parametrize("sign", [-1, 1])
+def test_penalties_of_many_accuracies_are_the_single_ones(sign):
+    penalty, accuracies = AdaptivePenalty(0.01, 10, sign, 1e-3, 0.05), np.linspace(0.1, 0.95, 20)
+    assert penalty.weight(0.9, accuracies).tolist() == [penalty.weight(0.9, one) for one in accuracies.tolist()]
 
 
 # --- PPO
@@ -410,6 +415,14 @@ def test_the_pruned_network_is_refitted_from_the_covariances(small):
     assert all(torch.equal(a, b) for a, b in zip(whole.state_dict().values(), small.network.state_dict().values()))
 
 
+def test_without_refit_the_weights_stay(small):
+    ours = PruningEnvironment(small.network, small.groups, small.order, small.factors, small.calibration,
+                              small.validation, refit=False)
+    pruned, alive = ours.pruned(WIDTHS), ours.kept(WIDTHS)
+    assert torch.equal(pruned.out.weight, small.network.out.weight[:, alive[1]])
+    assert ours.evaluate(WIDTHS).loss > environment(small).evaluate(WIDTHS).loss
+
+
 def test_refit_and_statistics_help(small):
     ours = environment(small)
     plain = surgery.remove_filters(small.network, IMAGES[:1], {
@@ -418,95 +431,3 @@ def test_refit_and_statistics_help(small):
     reestimate_batchnorm(plain, small.calibration)
     normed = F.cross_entropy(logits(plain, small.validation), small.validation.labels).item()
     assert ours.evaluate(WIDTHS).loss < normed < cut
-
-
-# --- search
-
-class FakeEnvironment:
-    """The accuracy is highest where the second group is widest; ``planted`` has the lowest loss on more images."""
-
-    def __init__(self, groups: Groups):
-        self.groups, self.dense, self.seen = groups, Evaluation(0.9, 0.3), []
-        self.losses: list[tuple[int, ...]] = []
-
-    def evaluate(self, widths) -> Evaluation:
-        widths = tuple(int(width) for width in widths)
-        self.seen.append(widths)
-        return Evaluation(0.2 + 0.6 * widths[1] / int(self.groups.sizes[1]), 1 - widths[1] / 1000)
-
-    def loss_on(self, widths, images) -> float:
-        widths = tuple(int(width) for width in widths)
-        assert images == "more images"
-        self.losses.append(widths)
-        return float(widths[0])  # lowest where the first group is narrowest
-
-
-OPTIONS = SimpleNamespace(iterations=4, episodes=8, hidden=16, learning_rate=3e-3, gamma=1.0, gae_lambda=0.95, clip=0.2,
-                          entropy=0.01, epochs=2, penalty=0.01, penalty_rate=2.5, penalty_sign=-1, penalty_min=1e-4,
-                          penalty_max=0.1)
-
-
-def searched(seed: int = 0, **changes):
-    groups = chain(64, 64, 64)
-    ours = FakeEnvironment(groups)
-    relative = [torch.linspace(0.01, 1, 64) for _ in range(3)]
-    options = SimpleNamespace(**vars(OPTIONS) | changes)
-    return ours, search(ours, relative, Target(0.3, 0.1, 0.01), options, seed, "more images")
-
-
-def test_search_takes_the_best_of_its_finalists():
-    ours, found = searched()
-    start = uniform_widths(ours.groups, 0.3, 0.1)
-    assert ours.seen[0] == tuple(start)  # uniform widths are a candidate
-    finalists = set(ours.losses)
-    assert tuple(start) in finalists and 2 <= len(finalists) <= 9
-    assert tuple(found.widths) == min(finalists, key=lambda widths: widths[0])
-    accuracies = sorted({widths[1] for widths in ours.seen}, reverse=True)
-    assert max(widths[1] for widths in finalists) == accuracies[0]  # the most accurate one is among them
-    assert abs(kept(ours.groups, found.widths) - 0.3) <= 0.003
-    assert "lowest loss on all validation images" in found.chosen
-
-
-def test_search_records_every_episode():
-    ours, found = searched()
-    assert [record["episode"] for record in found.episodes] == list(range(32))
-    for record in found.episodes:
-        assert record.keys() == {"episode", "reward", "accuracy_drop", "loss", "penalty", "lambda", "raw_macs_ratio",
-                                 "macs_ratio", "ratios"}
-        widths = np.rint(np.array(record["ratios"]) * 64)
-        drop = 0.9 - ours.evaluate(widths).accuracy
-        weight = AdaptivePenalty().weight(0.9, 0.9 - drop)
-        assert record["accuracy_drop"] == pytest.approx(drop) and record["lambda"] == pytest.approx(weight)
-        assert record["penalty"] == pytest.approx(max(0, record["raw_macs_ratio"] / 0.3 - 1))
-        assert record["reward"] == pytest.approx(-drop - weight * record["penalty"])
-        assert record["macs_ratio"] == pytest.approx(kept(ours.groups, widths))
-        assert abs(record["macs_ratio"] - 0.3) <= 0.003
-    assert any(record["penalty"] > 0 for record in found.episodes)  # of the raw action, before projection
-
-
-def test_search_depends_on_its_seed_alone():
-    (_, first), (_, same), (_, other) = searched(3), searched(3), searched(4)
-    assert first.episodes == same.episodes and (first.widths == same.widths).all()
-    assert first.episodes != other.episodes
-
-
-def test_search_learns_what_pays():
-    _, found = searched(iterations=40, episodes=16, learning_rate=1e-2, epochs=4)
-    rewards = [record["reward"] for record in found.episodes]
-    assert np.mean(rewards[-64:]) > np.mean(rewards[:64]) + 0.05
-
-
-def test_search_with_nothing_to_remove():
-    groups = chain(8, 8, 8)
-    ours = FakeEnvironment(groups)
-    found = search(ours, [torch.linspace(0.1, 1, 8)] * 3, Target(1.0, 0.1, 0.01), OPTIONS, 0, "more images")
-    assert found.widths.tolist() == [8, 8, 8]
-
-
-def test_a_real_search_on_a_real_environment(small):
-    ours = environment(small)
-    target = Target(0.5, 0.1, 0.03)
-    found = search(ours, small.relative, target, SimpleNamespace(**vars(OPTIONS) | {"iterations": 2, "episodes": 4}), 0,
-                   small.validation)
-    assert abs(kept(small.groups, found.widths) - 0.5) <= 0.03 * 0.5
-    assert len(found.episodes) == 8 and ours.evaluations <= 9

@@ -13,16 +13,19 @@ from hobs_rspar.config import available_methods, method_options
 from hobs_rspar.curvature.gates import Gates, gate_gradients
 from hobs_rspar.curvature.statistics import collect
 from hobs_rspar.errors import UserError
-from hobs_rspar.methods import _registry
+from hobs_rspar.methods import _registry, _rspar
 from hobs_rspar.methods._protocol import FileInputs
 from hobs_rspar.plan import PruningPlan
 
-SEARCH = {"hobs_rspar": {"iterations": 1, "episodes": 2, "hidden": 16, "images": 1000, "epochs": 1}}
+QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2, "hidden": 16, "images": 1000,
+         "epochs": 1}
+SEARCHED = ["hobs_rspar", "hobs_rspar_no_curvature", "hobs_rspar_first_order", "hobs_rspar_no_repair",
+            "hobs_rspar_no_penalty"]
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "depgraph_seed"]
 
 
 def decide(name: str, where) -> PruningPlan:
-    return _registry.method(name).plan(where, _registry.options(name, SEARCH.get(name, {})))
+    return _registry.method(name).plan(where, _registry.options(name, QUICK if name in SEARCHED else {}))
 
 
 def assert_valid(plan: PruningPlan, name: str, where) -> None:
@@ -82,7 +85,7 @@ def test_contract_on_other_networks_with_given_scores(name, method):
 
 def test_every_method_is_known_and_says_what_it_is():
     assert set(available_methods()) >= {"unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global",
-                                        "taylor_oneshot", "depgraph_seed", "hobs_uniform", "hobs_rspar"}
+                                        "taylor_oneshot", "depgraph_seed", "hobs_uniform", *SEARCHED}
     for name in available_methods():
         module = _registry.method(name)
         assert module.__doc__.strip() and set(module.Options.model_fields) == method_options(name)
@@ -229,8 +232,9 @@ def test_hobs_methods_keep_what_their_scores_say():
 def test_hobs_rspar_records_its_search():
     where = context("resnet8", "hobs_rspar")
     plan = decide("hobs_rspar", where)
-    assert plan.search.keys() == {"evaluations", "images", "chosen", "episodes"}
-    assert len(plan.search["episodes"]) == 2 and 1 <= plan.search["evaluations"] <= 3
+    assert plan.search.keys() == {"evaluations", "images", "chosen", "episodes", "measured"}
+    assert len(plan.search["episodes"]) == 1 and 1 <= plan.search["evaluations"] <= 5
+    assert len(plan.search["measured"]) == plan.search["evaluations"]
     assert plan.search["images"] > 1000 * plan.search["evaluations"]
     json.dumps(plan.search)
     other = decide("hobs_rspar", context("resnet8", "hobs_rspar", seed=43))
@@ -243,9 +247,9 @@ def test_the_plan_is_the_network_that_was_evaluated(monkeypatch):
     gates = dict(where.inputs.parts["gates"])
     gates["hobs"] = torch.zeros_like(gates["hobs"])
     where.inputs.parts["gates"] = gates
-    module, made = _registry.method("hobs_rspar"), []
-    plain = module.PruningEnvironment
-    monkeypatch.setattr(module, "PruningEnvironment", lambda *parts: made.append(plain(*parts)) or made[-1])
+    plain, made = _rspar.PruningEnvironment, []
+    monkeypatch.setattr(_rspar, "PruningEnvironment",
+                        lambda *parts, **more: made.append(plain(*parts, **more)) or made[-1])
     plan = decide("hobs_rspar", where)
     assert plan.kept == made[0].kept([len(kept) for kept in plan.kept])
 

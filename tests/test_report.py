@@ -297,6 +297,28 @@ def test_timing_of_an_earlier_network_is_not_shown(study, capsys):
     assert "l1-520: batch 64: something else was running" in page and "flagged the timing of l1-520" in page
 
 
+def test_figures_of_the_search_are_means_over_seeds(report):
+    """72 policy updates of five seeds: recomputed at one drawn point; and every plan that was measured."""
+    searches = [cell["search"] for cell in cells_of(report[0], "hobs_rspar")]
+    reward, weight = (rows(report[0] / f"figures/{name}.csv") for name in ("reward_curve", "lambda_curve"))
+    assert len(reward) == len(weight) == 48 and [row["update"] for row in reward] == [row["update"] for row in weight]
+    point = float(reward[3]["update"])  # 72 updates in 48 bins: the first 24 hold two
+    updates = [int(point - 1.5), int(point - 0.5)]
+    for row, key, name, scale in ((reward[3], "reward", "reward", 1), (weight[3], "lambda", "lambda", 1),
+                                  (weight[3], "drop", "accuracy_drop", 100)):
+        found = [scale * np.mean([search["episodes"][update][name] for update in updates]) for search in searches]
+        assert float(row[key]) == pytest.approx(np.mean(found), rel=1e-5)
+        assert float(row["lo" if key == "reward" else f"{key}_lo"]) == pytest.approx(
+            stats.t.interval(0.95, 4, loc=np.mean(found), scale=stats.sem(found))[0], rel=1e-5)
+    drawn = rows(report[0] / "figures/measured_plans.csv")
+    wanted = [(plan["updates"], 100 * plan["accuracy_drop"]) for search in searches for plan in search["measured"]]
+    assert len(drawn) == 5 * 24 and sorted((int(row["updates"]), float(row["drop"])) for row in drawn) == [
+        pytest.approx(pair, rel=1e-5) for pair in sorted(wanted)]
+    assert {row["method"] for row in drawn} == {"hobs_rspar"} and len({row["seed"] for row in drawn}) == 5
+    page = (report[0] / "index.html").read_text()
+    assert "up to 2 policy updates of a seed" in page
+
+
 def test_enough_seeds_add_the_bootstrap_and_wilcoxon(tmp_path, monkeypatch):
     monkeypatch.chdir(make_study(tmp_path, methods=("l1", "hobs_rspar"), seeds=range(10), name="toy"))
     write(load())

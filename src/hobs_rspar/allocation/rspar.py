@@ -43,7 +43,7 @@ class Search:
     Attributes:
         widths: of the chosen allocation [groups].
         episodes: one record per policy update, the means over its episodes.
-        measured: one record per allocation that was run on validation images, in order.
+        measured: one record per allocation that was run on validation images, in order, and after how many updates.
         chosen: how the allocation was chosen, in words.
     """
 
@@ -67,7 +67,8 @@ class Model:
         drops = environment.dense.accuracy - np.array([found.accuracy for found in seen])
         self.reward = FittedReward(curves, widths, np.array([found.loss for found in seen]))
         score = self.reward.score(widths)
-        self.slope = min(0.0, np.cov(score, drops)[0, 1] / max(score.var(ddof=1), 1e-12))
+        away = score - score.mean()
+        self.slope = min(0.0, away @ drops / max(away @ away, 1e-12))
         self.offset = drops.mean() - self.slope * score.mean()
 
     def drop(self, widths: np.ndarray) -> np.ndarray:
@@ -92,11 +93,13 @@ def search(environment: PruningEnvironment, curves: Sequence[np.ndarray], space:
     widths = np.unique(np.concatenate([space.uniform[None], space.project(np.exp(noise))]), axis=0)
     widths = np.concatenate([space.uniform[None], widths[(widths != space.uniform).any(1)]])
     error = np.array([curve[size - size // 2, 0] for curve, size in zip(curves, space.sizes)])
-    player = Player(space, features(space, error), options, seed)
+    player, updates = Player(space, features(space, error), options, seed), [0] * len(widths)
     for _ in bar(range(options.rounds), "R-SPAR"):
         player.learn(Model(environment, curves, widths), environment.dense.accuracy)
         widths = np.concatenate([widths, player.favourites(widths, options.measured)])
-    return Search(_choose(environment, widths, finalists), player.records, _measured(environment, space, widths))
+        updates += [len(player.records)] * (len(widths) - len(updates))
+    return Search(_choose(environment, widths, finalists), player.records,
+                  _measured(environment, space, widths, updates))
 
 
 class Player:
@@ -151,11 +154,11 @@ class Player:
         return widths[fresh][np.argsort(expected[fresh], kind="stable")[:count]]
 
 
-def _measured(environment: PruningEnvironment, space: Space, widths: np.ndarray) -> list[dict]:
+def _measured(environment: PruningEnvironment, space: Space, widths: np.ndarray, updates: list[int]) -> list[dict]:
     found = [environment.evaluate(row) for row in widths]
-    return [{"accuracy_drop": environment.dense.accuracy - seen.accuracy, "loss": seen.loss,
+    return [{"updates": before, "accuracy_drop": environment.dense.accuracy - seen.accuracy, "loss": seen.loss,
              "macs_ratio": float(space.groups.macs(row)) / space.groups.dense_macs,
-             "ratios": (row / space.sizes).round(4).tolist()} for row, seen in zip(widths, found)]
+             "ratios": (row / space.sizes).round(4).tolist()} for before, row, seen in zip(updates, widths, found)]
 
 
 def _choose(environment: PruningEnvironment, widths: np.ndarray, images: Images) -> np.ndarray:

@@ -23,7 +23,8 @@ FIGURES: tuple[tuple[str, str, Draw], ...] = (
     ("allocation", "Allocation per group", process_figures.allocation),
     ("sensitivity", "Sensitivity of every channel", process_figures.sensitivity),
     ("reward_curve", "Reward of the search", process_figures.reward_curve),
-    ("lambda_curve", "λ(t) and the accuracy drop", process_figures.lambda_curve),
+    ("lambda_curve", "λ(t) and the expected accuracy drop", process_figures.lambda_curve),
+    ("measured_plans", "Plans measured by the search", process_figures.measured_plans),
 )
 
 

@@ -1,4 +1,4 @@
-"""Figures of how the plans came about: sensitivity, allocation, the search's reward and penalty."""
+"""Figures of how the plans came about: sensitivity, allocation, the search's reward, penalty and measured plans."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ from hobs_rspar.evidence.tables import group_names, kept_ratios
 
 CRITERION = "hobs"
 FLOOR = 1e-4  # of the largest score; smaller ones are drawn in the same, darkest colour
+EXPECTED = "Drop: expected of the plans of an update's episodes, by the reward that is fitted to measured plans."
 ONE_NETWORK = "n = 1 dense network"
-MOST_POINTS = 48  # along a search; more episodes are averaged in equal bins
+MOST_POINTS = 48  # along a search; more policy updates are averaged in equal bins
 MOST_NUMBERS = 24  # groups; more rows leave no room for numbers in the cells
 
 
@@ -60,21 +61,22 @@ def allocation(evidence: Evidence, summary: Summary) -> Drawing:
 
 
 def reward_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
-    """Reward by episode of the methods that search."""
+    """Reward by policy update of the methods that search."""
     searched = _searched(evidence)
     if not searched:
         return "no method of this study keeps a search history"
     figure, (axis,) = new_figure(2.4)
     rows = []
-    for method, episodes in searched.items():
-        curve = _curve(episodes, "reward", 1.0)
+    for method, runs in searched.items():
+        curve = _curve(runs, "reward", 1.0)
         _band(axis, curve, method, method_looks(evidence.methods)[method]["color"])
         rows += [[method, *point] for point in curve]
-    axis.set(xlabel="Episode (one allocation evaluated)", ylabel="Reward",
+    axis.set(xlabel="Policy update", ylabel="Reward",
              title=f"Reward of the search ({_seeds(searched)})")
     legend_below(figure, [axis])
-    return Drawing(figure, ["method", "episode", "reward", "lo", "hi"], rows, _binned(searched) +
-                   " Reward = −accuracy drop (fraction) − λ(t)·penalty; higher is better.", _seeds(searched))
+    return Drawing(figure, ["method", "update", "reward", "lo", "hi"], rows, _binned(searched) +
+                   f" Reward = −expected accuracy drop (fraction) − λ(t)·penalty; higher is better. {EXPECTED}",
+                   _seeds(searched))
 
 
 def lambda_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -84,32 +86,54 @@ def lambda_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
         return "no method of this study keeps a search history"
     figure, (upper, lower) = new_figure(3.2, 2, sharex=True)
     rows = []
-    for method, episodes in searched.items():
+    for method, runs in searched.items():
         colour = method_looks(evidence.methods)[method]["color"]
-        weights, drops = _curve(episodes, "lambda", 1.0), _curve(episodes, "accuracy_drop", 100.0)
+        weights, drops = _curve(runs, "lambda", 1.0), _curve(runs, "accuracy_drop", 100.0)
         _band(upper, weights, method, colour)
         _band(lower, drops, method, colour)
         rows += [[method, *weight, *drop[1:]] for weight, drop in zip(weights, drops, strict=True)]
     upper.set(ylabel="λ(t)", title=f"Weight of the penalty ({_seeds(searched)})")
-    lower.set(xlabel="Episode (one allocation evaluated)", ylabel="Accuracy drop (points)")
+    lower.set(xlabel="Policy update", ylabel="Expected drop (points)")
     legend_below(figure, [upper])
-    return Drawing(figure, ["method", "episode", "lambda", "lambda_lo", "lambda_hi", "drop", "drop_lo", "drop_hi"],
-                   rows, _binned(searched) + " Drop: validation accuracy of the dense network minus that of the "
-                   "evaluated plan before recovery.", _seeds(searched))
+    return Drawing(figure, ["method", "update", "lambda", "lambda_lo", "lambda_hi", "drop", "drop_lo", "drop_hi"],
+                   rows, f"{_binned(searched)} {EXPECTED}", _seeds(searched))
 
 
-def _searched(evidence: Evidence) -> dict[str, list[list[dict]]]:
-    """Method to the episodes of every seed, for methods with a search history in all their cells."""
-    found = {method: [(cell.get("search") or {}).get("episodes") for cell in evidence.of(method)]
+def measured_plans(evidence: Evidence, summary: Summary) -> Drawing | str:
+    """Accuracy drop of every plan that a search ran on validation images, by the policy updates before."""
+    searched = _searched(evidence, "measured")
+    if not searched:
+        return "no method of this study keeps the plans that its search measured"
+    figure, (axis,) = new_figure(2.4)
+    rows = []
+    for method, runs in searched.items():
+        seeds = [cell["seed"] for cell in evidence.of(method)]
+        points = [[method, seed, plan["updates"], 100.0 * plan["accuracy_drop"], plan["loss"]]
+                  for seed, run in zip(seeds, runs, strict=True) for plan in run]
+        axis.plot([point[2] for point in points], [point[3] for point in points], linestyle="none", alpha=0.5,
+                  label=method, **method_looks(evidence.methods)[method])
+        rows += points
+    axis.set(xlabel="Policy updates before the plan was run", ylabel="Accuracy drop (points)",
+             title=f"Plans measured by the search ({_seeds(searched)})")
+    legend_below(figure, [axis])
+    return Drawing(figure, ["method", "seed", "updates", "drop", "loss"], rows,
+                   "One point per plan that was pruned, repaired and run: validation accuracy of the dense network "
+                   "minus that of the plan, before recovery. At 0: uniform widths and plans around them; later: the "
+                   "agent's favourites of the round.", _seeds(searched))
+
+
+def _searched(evidence: Evidence, history: str = "episodes") -> dict[str, list[list[dict]]]:
+    """Method to the records of every seed, for methods with such a history in all their cells."""
+    found = {method: [(cell.get("search") or {}).get(history) for cell in evidence.of(method)]
              for method in evidence.methods}
-    return {method: episodes for method, episodes in found.items() if all(episodes)}
+    return {method: runs for method, runs in found.items() if all(runs)}
 
 
-def _curve(episodes: list[list[dict]], key: str, scale: float) -> list[list[float | None]]:
-    """Points ``[episode, mean, lo, hi]``: averaged in bins within each seed, then over seeds with a t interval."""
-    length = min(len(run) for run in episodes)
+def _curve(runs: list[list[dict]], key: str, scale: float) -> list[list[float | None]]:
+    """Points ``[update, mean, lo, hi]``: averaged in bins within each seed, then over seeds with a t interval."""
+    length = min(len(run) for run in runs)
     bins = np.array_split(np.arange(length), min(length, MOST_POINTS))
-    values = scale * np.array([[episode[key] for episode in run[:length]] for run in episodes], dtype=float)
+    values = scale * np.array([[record[key] for record in run[:length]] for run in runs], dtype=float)
     return [[float(part.mean()) + 1, *_spread(values[:, part].mean(axis=1))] for part in bins]
 
 
@@ -121,21 +145,21 @@ def _spread(values: Sequence[float]) -> list[float | None]:
 
 
 def _band(axis, curve: list[list[float | None]], label: str, colour: str) -> None:
-    episodes, means, lows, highs = zip(*curve, strict=True)
-    axis.plot(episodes, means, color=colour, label=label)
+    updates, means, lows, highs = zip(*curve, strict=True)
+    axis.plot(updates, means, color=colour, label=label)
     if None not in lows:
-        axis.fill_between(episodes, lows, highs, color=colour, alpha=0.2, linewidth=0)
+        axis.fill_between(updates, lows, highs, color=colour, alpha=0.2, linewidth=0)
 
 
 def _seeds(searched: dict[str, list]) -> str:
-    counts = sorted({len(episodes) for episodes in searched.values()})
+    counts = sorted({len(runs) for runs in searched.values()})
     return f"n = {' to '.join(map(str, counts[:1] + counts[1:][-1:]))} seeds"
 
 
 def _binned(searched: dict[str, list[list[dict]]]) -> str:
-    longest = max(min(len(run) for run in episodes) for episodes in searched.values())
+    longest = max(min(len(run) for run in runs) for runs in searched.values())
     width = -(-longest // min(longest, MOST_POINTS))
-    each = f"Each point averages up to {width} episodes of a seed. " if width > 1 else ""
+    each = f"Each point averages up to {width} policy updates of a seed. " if width > 1 else ""
     return f"{each}Line: mean over seeds; band: its 95 % t interval."
 
 
