@@ -23,7 +23,7 @@ from hobs_rspar.curvature.joint import JointModel
 from hobs_rspar.seeds import generator
 
 SHARES = (0.3, 0.5)
-SEEDS = range(5)  # of the random choice
+SEEDS = range(3)  # of the random choice
 IMAGES = 512  # held-out images of the error
 PARTS = 8  # of them, over which the interval is bootstrapped
 POSITIONS = 32  # per image and layer, as in the prune stage

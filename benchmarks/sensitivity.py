@@ -39,7 +39,7 @@ from hobs_rspar.seeds import generator
 
 IMAGES = 1024
 BATCH = 128
-ROUNDS = 8
+ROUNDS = 4
 PROBES = 300  # of Hutchinson's estimator, as HAP takes them
 SHARED = 2  # products a round that share one graph, of either kind; the others are extrapolated
 FIDELITY = 384  # images on which every channel is closed
