@@ -1,7 +1,8 @@
 """Runs the study: ``python tasks/repro.py [--jobs N] [--changed-only]``.
 
-One job is plain ``dvc repro``. With more, what all cells share runs first, then whole cells side by side (one DVC
-process per cell), then everything that must run alone: benchmarks, report. A failed cell leaves the others intact.
+One job is plain ``dvc repro``. With more, what all cells share runs first, then the claims' experiments and whole cells
+side by side (one DVC process each), then everything that must run alone: benchmarks, report. A failed cell leaves the
+others intact.
 """
 
 from __future__ import annotations
@@ -76,7 +77,8 @@ def reproduce(params: config.Params, jobs: int, changed_only: bool) -> list[Fail
         dvc_repro()
         return []
     graph, todo = reread(changed_only)
-    todo -= graph.downstream_of(stage for failure in failures for stage in graph.cells[failure.cell])
+    todo -= graph.downstream_of(stage for failure in failures
+                                for stage in graph.cells.get(failure.cell, [failure.cell]))
     if todo & set(after):
         dvc_repro([stage for stage in after if stage in todo])
     return failures
@@ -88,12 +90,14 @@ def reread(changed_only: bool) -> tuple[_graph.Graph, set[str]]:
 
 
 def patterns(graph: _graph.Graph, todo: set[str]) -> dict[str, str]:
-    """The cells with stages to run, and a pattern for those stages: DVC reads its files again for every name.
+    """Experiments and cells with stages to run, and a pattern for those: DVC reads its files again for every name.
 
-    The last come first: methods that search stand there, and a long cell at the end would leave the other cores idle.
+    The last cells come first: methods that search stand there, and a long cell at the end would leave cores idle.
     """
+    experiments = [stage for stage in graph.order if stage in todo and _graph.kind(stage) == "claim"]
     initials = "".join(kind[0] for kind in _graph.CELL_KINDS)
-    return {cell: f"[{initials}]*@{cell}" for cell in reversed(cells_of(graph, todo))}
+    cells = {cell: f"[{initials}]*@{cell}" for cell in reversed(cells_of(graph, todo))}
+    return {name: name for name in experiments} | cells
 
 
 def cells_of(graph: _graph.Graph, stages: set[str]) -> list[str]:
@@ -107,11 +111,12 @@ def pending(graph: _graph.Graph, changed_only: bool) -> set[str]:
 
 
 def phases(graph: _graph.Graph) -> tuple[list[str], list[str]]:
-    """The stages before all cells and those after them; both run alone."""
-    cells = {stage for stages in graph.cells.values() for stage in stages}
-    after = graph.downstream_of(cells) - cells
-    before = [stage for stage in graph.order if stage not in cells | after]
-    return before, [stage for stage in graph.order if stage in after]
+    """The stages before all cells and experiments, and those after them; both run alone."""
+    middle = {stage for stages in graph.cells.values() for stage in stages}
+    middle |= {stage for stage in graph.order if _graph.kind(stage) == "claim"}
+    after = graph.downstream_of(middle) - middle
+    return [stage for stage in graph.order if stage not in middle | after], \
+        [stage for stage in graph.order if stage in after]
 
 
 def serially(graph: _graph.Graph) -> list[Failure]:
@@ -119,9 +124,10 @@ def serially(graph: _graph.Graph) -> list[Failure]:
     if subprocess.run([*DVC_REPRO, "--keep-going"], check=False).returncode == 0:
         return []
     left = set(_graph.read().pending)
-    if left & set(phases(graph)[0]) or not cells_of(graph, left):
+    failed = list(reversed(patterns(graph, left)))
+    if left & set(phases(graph)[0]) or not failed:
         raise UserError(STAGE_FAILED)
-    return [Failure(cell, "its message is above") for cell in cells_of(graph, left)]
+    return [Failure(cell, "its message is above") for cell in failed]
 
 
 def dvc_repro(stages: list[str] | None = None) -> None:

@@ -30,9 +30,10 @@ from torch.nn import functional as F
 from hobs_rspar import cost, surgery
 from hobs_rspar.curvature import statistics
 from hobs_rspar.curvature.analyzer import HOBSSensitivityAnalyzer
-from hobs_rspar.curvature.gates import Gates, fisher_score, gate_gradients, sampled_labels, taylor_score
+from hobs_rspar.curvature.gates import Gates, fisher_score, gate_gradients, taylor_score
 from hobs_rspar.curvature.hobs import Consumer, analyse, centred, collect_factors, consumers, eliminate, kfac_score
 from hobs_rspar.curvature.kfac import KFACHessianApproximator, damped
+from hobs_rspar.curvature.passes import sampled_labels
 from hobs_rspar.errors import UserError
 from hobs_rspar.training import accuracy, logits
 

@@ -2,20 +2,25 @@
 
 A gate multiplies a channel wherever it is consumed. A gate at 0 is exactly a removed channel (a zeroed filter is not:
 after batch norm it still emits a constant), and the gradient with respect to the gates holds every first- and
-second-order score of whole channels: s_nc = sum over consumers and positions of activation x gradient.
+second-order score of whole channels: s_nc = sum over consumers and positions of activation x gradient. It is read where
+gradients pass the consumers' inputs; nothing is multiplied.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hobs_rspar.coupling import Groups
+from hobs_rspar.curvature.folding import Norms
+from hobs_rspar.curvature.passes import products, sweep
 from hobs_rspar.data import Images
+
+ROWS_BYTES = 2**30  # of the rows of one kind; larger ones are kept in bfloat16
 
 
 class Gates:
@@ -76,9 +81,61 @@ class Gates:
                 handle.remove()
 
 
+class GateGradients:
+    """Watches a sweep: per-image gradients of the loss with respect to all gates.
+
+    Args:
+        network: that the sweep passes.
+        gates: of its groups.
+        count: images of the sweep.
+
+    Attributes:
+        rows: S [count, total] on the CPU, the gradient of each image's own loss; float32, or bfloat16 where that
+            would take more than ``ROWS_BYTES``.
+    """
+
+    def __init__(self, network: nn.Module, gates: Gates, count: int):
+        self.network, self.gates = network, gates
+        small = 4 * count * gates.total <= ROWS_BYTES
+        self.rows = torch.empty(count, gates.total, dtype=torch.float32 if small else torch.bfloat16)
+        self._done = 0
+        self._batch: Tensor | None = None
+
+    @contextmanager
+    def watching(self, _norms: Norms) -> Iterator[None]:
+        """Hooks on all consumers inside the ``with`` block."""
+        hooks = [self.network.get_submodule(name).register_forward_pre_hook(self._hook(table))
+                 for name, table in self.gates.lookup.items()]
+        try:
+            yield
+        finally:
+            for handle in hooks:
+                handle.remove()
+
+    def collect(self) -> None:
+        """Takes what the last backward pass showed as the next rows."""
+        until = self._done + len(self._batch)
+        self.rows[self._done:until] = self._batch[:, :-1].cpu()
+        self._done, self._batch = until, None
+
+    def _hook(self, table: Tensor):
+        def watch(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            x = inputs[0].detach()
+            own = inputs[0].view_as(inputs[0])  # its gradient is that through this consumer alone
+            own.register_hook(lambda gradient: self._add(table.to(x.device), x, gradient))
+            return own, *inputs[1:]
+        return watch
+
+    def _add(self, table: Tensor, x: Tensor, gradient: Tensor) -> None:
+        sums = products(x, gradient)
+        if self._batch is None:
+            self._batch = sums.new_zeros(len(sums), self.gates.total + 1)  # the last column: always open
+        self._batch.index_add_(1, table, sums)
+
+
 def gate_gradients(network: nn.Module, gates: Gates, images: Images, batch_size: int,
                    generator: torch.Generator | None = None) -> Tensor:
-    """Per-image gradients of the loss with respect to all gates: one forward and one backward, no weight gradients.
+    """Per-image gradients of the loss with respect to all gates, from one sweep with one kind of labels.
 
     Args:
         network: in evaluation mode; untouched.
@@ -89,39 +146,53 @@ def gate_gradients(network: nn.Module, gates: Gates, images: Images, batch_size:
             None takes the true labels (then it is the *empirical* Fisher, and the mean is the signed first order).
 
     Returns:
-        S [N, total], float32 on the CPU: the gradient of each image's own loss.
+        S [N, total] on the CPU: the gradient of each image's own loss.
     """
-    frozen = [(p, p.requires_grad) for p in network.parameters()]
-    for parameter, _ in frozen:
-        parameter.requires_grad_(False)
-    try:
-        return torch.cat([_rows(network, gates, x, labels, generator) for x, labels in images.batches(batch_size)])
-    finally:
-        for parameter, flag in frozen:
-            parameter.requires_grad_(flag)
+    seen = GateGradients(network, gates, len(images))
+    sweep(network, images, batch_size, [seen], generator)
+    return seen.rows
 
 
-@torch.enable_grad()
-def _rows(network: nn.Module, gates: Gates, x: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Gradients of one batch [n, total]."""
-    values = torch.ones(len(x), gates.total, device=x.device, requires_grad=True)
-    with gates.applied(network, values):
-        out = network(x)
-    if generator is not None:
-        labels = sampled_labels(out, generator)
-    return torch.autograd.grad(F.cross_entropy(out, labels, reduction="sum"), values)[0].cpu()
+def relabelled(network: nn.Module, gates: Gates, images: Images, batch_size: int, rows: Tensor,
+               labels: Tensor) -> Tensor:
+    """Rows of the images' own labels, given those of others: only images whose labels differ are passed again.
 
+    An image's gradient depends on no other image. Labels drawn from a good network are mostly the true ones, so that
+    both kinds of labels cost hardly more than one.
 
-def sampled_labels(out: Tensor, generator: torch.Generator) -> Tensor:
-    """Labels [n] drawn from softmax(out): what makes a second moment of gradients the Fisher."""
-    return torch.multinomial(out.detach().softmax(1).cpu(), 1, generator=generator)[:, 0].to(out.device)
+    Args:
+        network: in evaluation mode; untouched.
+        gates: of the network's groups.
+        images: calibration images [N].
+        batch_size: images a pass.
+        rows: of ``labels`` [N, total].
+        labels: that ``rows`` belong to [N].
+
+    Returns:
+        S [N, total] of ``images.labels``.
+    """
+    rows, differ = rows.clone(), (labels != images.labels).nonzero()[:, 0]
+    if len(differ):
+        others = replace(images, pixels=images.pixels[differ], labels=images.labels[differ])
+        rows[differ.cpu()] = gate_gradients(network, gates, others, batch_size)
+    return rows
 
 
 def fisher_score(rows: Tensor) -> Tensor:
     """Exact diagonal Fisher of the gates: half of E[s^2], the second-order loss of closing each gate [total]."""
-    return 0.5 * rows.square().mean(0)
+    return 0.5 * rows.float().square().mean(0)
+
+
+def signed_score(true_rows: Tensor, rows: Tensor) -> Tensor:
+    """Predicted loss change of closing each gate alone, to second order: -E[s] + 1/2 E[s^2] [total].
+
+    Args:
+        true_rows: gate gradients of the true labels [N, total]; the loss falls where their mean is positive.
+        rows: those of sampled labels (Fisher), or the true ones again (empirical Fisher, one backward pass fewer).
+    """
+    return fisher_score(rows) - true_rows.float().mean(0)
 
 
 def taylor_score(rows: Tensor, batch_size: int) -> Tensor:
     """Molchanov et al. 2019: squared gradient of a minibatch's mean loss, averaged over minibatches [total]."""
-    return torch.stack([part.mean(0).square() for part in rows.split(batch_size)]).mean(0)
+    return torch.stack([part.float().mean(0).square() for part in rows.split(batch_size)]).mean(0)

@@ -16,11 +16,10 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hobs_rspar.coupling import Group, Groups
-from hobs_rspar.curvature.gates import sampled_labels
 from hobs_rspar.curvature.kfac import KFACHessianApproximator, damped
+from hobs_rspar.curvature.passes import sweep
 from hobs_rspar.data import Images
 
 
@@ -80,20 +79,30 @@ def consumers(group: Group, network: nn.Module, factors: dict[str, Tensor]) -> l
     return found
 
 
-def kfac_score(parts: list[Consumer], fisher: list[Tensor]) -> Tensor:
-    """Kronecker-factored OBD of closing each gate: 1/2 tr(G W_c A_cc W_c^T), summed over consumers [channels].
+def kfac_hessian(parts: list[Consumer], fisher: list[Tensor]) -> Tensor:
+    """Kronecker-factored Hessian of closing a group's gates: H_cd = tr(G W_c A_cd W_d^T), summed over consumers.
+
+    Its diagonal is twice the K-FAC score; with the cross terms it is the group's joint model, without compensation.
 
     Args:
         parts: the consumers.
         fisher: their full output factors G [outputs, outputs].
+
+    Returns:
+        [channels, channels].
     """
-    total = torch.zeros(len(parts[0].index), dtype=torch.float64)
+    total = torch.zeros(len(parts[0].index), len(parts[0].index), dtype=torch.float64)
     for part, g in zip(parts, fisher):
-        columns = _columns(part)  # [channels, block]
-        weight = part.weight.flatten(1)[:, columns].transpose(0, 1)  # [channels, outputs, block]
-        block = part.covariance[columns[:, :, None], columns[:, None, :]]
-        total += 0.5 * ((g.double() @ weight) * (weight @ block)).sum((1, 2))
+        weight, columns = part.weight.flatten(1), _columns(part)  # [channels, block]
+        terms = (weight.T @ g.double() @ weight) * part.covariance
+        rows = terms[columns.flatten()][:, columns.flatten()]
+        total += rows.view(*columns.shape, *columns.shape).sum((1, 3))
     return total
+
+
+def kfac_score(parts: list[Consumer], fisher: list[Tensor]) -> Tensor:
+    """Kronecker-factored OBD of closing each gate: 1/2 tr(G W_c A_cc W_c^T), summed over consumers [channels]."""
+    return 0.5 * kfac_hessian(parts, fisher).diagonal()
 
 
 def eliminate(parts: list[Consumer], damping: float) -> Elimination:
@@ -113,11 +122,8 @@ def eliminate(parts: list[Consumer], damping: float) -> Elimination:
     alive = torch.arange(len(parts[0].index))
     order, costs, errors = [], [], []
     while len(alive):
-        cost, error = torch.zeros(len(alive), dtype=torch.float64), torch.zeros(len(alive), dtype=torch.float64)
-        for part, weight, inverse, column in zip(parts, weights, inverses, columns):
-            rows = _removal_errors(weight, inverse, column[alive])  # [alive, outputs]
-            cost += 0.5 * rows @ part.fisher
-            error += rows.sum(1)
+        cost, error = sum(_removal_errors(weight, inverse, column[alive], part.fisher)
+                          for part, weight, inverse, column in zip(parts, weights, inverses, columns))
         best = int(cost.argmin())
         channel = int(alive[best])
         order.append(channel)
@@ -135,11 +141,15 @@ def _columns(part: Consumer) -> Tensor:
     return (part.index[:, :, None] * area + torch.arange(area)).flatten(1)
 
 
-def _removal_errors(weight: Tensor, inverse: Tensor, columns: Tensor) -> Tensor:
-    """Squared output error per row of removing each channel, all others compensating [channels, outputs]."""
-    block = inverse[columns[:, :, None], columns[:, None, :]]
-    removed = weight[:, columns].permute(1, 2, 0)  # [channels, block, outputs]
-    return (removed * torch.linalg.solve(block, removed)).sum(1)
+def _removal_errors(weight: Tensor, inverse: Tensor, columns: Tensor, fisher: Tensor) -> Tensor:
+    """Cost and squared output error of removing each channel J, all others compensating [2, channels].
+
+    With B = [(A^-1)_JJ]^-1 they are 1/2 tr(B W_J^T G W_J) and tr(B W_J^T W_J): products of small blocks.
+    """
+    block = torch.linalg.inv(inverse[columns[:, :, None], columns[:, None, :]])
+    removed = weight[:, columns].transpose(0, 1)  # [channels, outputs, block]
+    by_fisher, plain = (removed.mT @ part for part in (removed * (0.5 * fisher)[:, None], removed))
+    return torch.stack([(block * by_fisher).sum((1, 2)), (block * plain).sum((1, 2))])
 
 
 def _remove(weight: Tensor, inverse: Tensor, columns: Tensor) -> None:
@@ -161,8 +171,7 @@ class Sensitivity:
     eliminations: list[Elimination]
 
 
-def collect_factors(network: nn.Module, images: Images, options, generator: torch.Generator,
-                    progress=lambda batches: batches) -> dict[str, Tensor]:
+def collect_factors(network: nn.Module, images: Images, options, generator: torch.Generator) -> dict[str, Tensor]:
     """Kronecker factors of all layers over calibration images, as ``<layer>/a`` and ``<layer>/g`` on the CPU.
 
     Args:
@@ -170,25 +179,10 @@ def collect_factors(network: nn.Module, images: Images, options, generator: torc
         images: calibration images.
         options: ``params.sensitivity`` (batch_size, positions, damping).
         generator: draws positions and labels.
-        progress: wraps the iteration over batches.
     """
     kfac = KFACHessianApproximator(network, options.damping, 1, options.positions, generator)
-    flags = [(p, p.requires_grad) for p in network.parameters()]
-    for parameter, _ in flags:
-        parameter.requires_grad_(False)
-    kfac.register_hooks()
-    try:
-        for x, _ in progress(list(images.batches(options.batch_size))):
-            with torch.enable_grad():
-                out = network(x.requires_grad_())
-                F.cross_entropy(out, sampled_labels(out, generator), reduction="sum").backward()
-            kfac.update_factors()
-    finally:
-        kfac.remove_hooks()
-        for parameter, flag in flags:
-            parameter.requires_grad_(flag)
-    return {f"{name}/{part}": value.cpu() for name in kfac.factors
-            for part, value in (("a", kfac.input_factor(name)), ("g", kfac.output_factor(name)))}
+    sweep(network, images, options.batch_size, [kfac], generator)
+    return kfac.stored()
 
 
 def analyse(network: nn.Module, every: Groups, factors: dict[str, Tensor], damping: float) -> Sensitivity:

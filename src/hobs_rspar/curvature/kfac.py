@@ -10,11 +10,15 @@ also holds the mean input (last column / A[-1, -1]) and the number of positions 
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from hobs_rspar.curvature.folding import Norms, slope
 from hobs_rspar.errors import UserError
 
 
@@ -47,14 +51,28 @@ def patches(layer: nn.Module, x: Tensor, positions: Tensor | None) -> tuple[Tens
     if isinstance(layer, nn.Linear):
         rows = x.reshape(1, -1, x.shape[-1])
         return torch.cat([rows, torch.ones_like(rows[..., :1])], -1), 1.0
-    index, total = _patch_index(layer, x.shape[-2:], positions)
-    (bottom, right) = layer.padding
+    if isinstance(layer.padding, str):
+        raise UserError(f"a convolution with padding='{layer.padding}' is not supported; write the padding as numbers")
+    total = math.prod(output_size(layer, tuple(x.shape[-2:])))
+    if positions is None:  # where all patches are wanted, the library's own gathering is the faster one
+        taken = nn.functional.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+        taken = taken.view(len(x), layer.groups, -1, total).permute(1, 0, 3, 2)
+    else:
+        taken = _at(layer, x, positions)
+    rows = taken.new_ones(*taken.shape[:-1], taken.shape[-1] + 1)
+    rows[..., :-1] = taken
+    return rows.flatten(1, 2), total / taken.shape[2]
+
+
+def _at(layer: nn.Conv2d, x: Tensor, positions: Tensor) -> Tensor:
+    """Input patches at some output positions: [groups, N, P, d]."""
+    index = _patch_index(layer, x.shape[-2:], positions)
+    bottom, right = layer.padding
     padded = nn.functional.pad(x, (right, right, bottom, bottom)).flatten(2)
     taken = padded[:, :, index.to(x.device)]  # [N, C, P, k*k]
     count, channels, number, area = taken.shape
-    rows = taken.view(count, layer.groups, channels // layer.groups, number, area).permute(1, 0, 3, 2, 4)
-    rows = rows.reshape(layer.groups, count * number, -1)
-    return torch.cat([rows, torch.ones_like(rows[..., :1])], -1), total / number
+    taken = taken.view(count, layer.groups, channels // layer.groups, number, area).permute(1, 0, 3, 2, 4)
+    return taken.reshape(layer.groups, count, number, -1)
 
 
 def output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
@@ -63,17 +81,15 @@ def output_size(layer: nn.Conv2d, size: tuple[int, int]) -> tuple[int, int]:
                  // layer.stride[i] + 1 for i in range(2))
 
 
-def _patch_index(layer: nn.Conv2d, size, positions: Tensor | None) -> tuple[Tensor, int]:
-    """Flat indices [P, k*k] into the padded input, and the number of all positions."""
-    if isinstance(layer.padding, str):
-        raise UserError(f"a convolution with padding='{layer.padding}' is not supported; write the padding as numbers")
-    height, width = output_size(layer, tuple(size))
-    where = torch.arange(height * width) if positions is None else positions.cpu()
+def _patch_index(layer: nn.Conv2d, size, positions: Tensor) -> Tensor:
+    """Flat indices [P, k*k] of patches in the padded input."""
+    _, width = output_size(layer, tuple(size))
+    where = positions.cpu()
     top, left = where // width * layer.stride[0], where % width * layer.stride[1]
     rows = top[:, None] + torch.arange(layer.kernel_size[0]) * layer.dilation[0]
     columns = left[:, None] + torch.arange(layer.kernel_size[1]) * layer.dilation[1]
     flat = rows[:, :, None] * (size[1] + 2 * layer.padding[1]) + columns[:, None, :]
-    return flat.flatten(1), height * width
+    return flat.flatten(1)
 
 
 def sampled_positions(layer: nn.Module, x: Tensor, count: int | None, generator) -> Tensor | None:
@@ -90,7 +106,7 @@ class KFACHessianApproximator:
     """K-FAC factors of all convolutions (strided, dilated, grouped, depthwise) and linear layers.
 
     Usage: ``register_hooks()``; then for every batch forward, ``backward()`` of the *summed* loss, and
-    ``update_factors()``.
+    ``update_factors()``. It is also a watcher of :func:`hobs_rspar.curvature.passes.sweep`.
 
     Args:
         model: hooks are added by ``register_hooks`` and removed by ``remove_hooks``.
@@ -111,6 +127,7 @@ class KFACHessianApproximator:
         self.factors: dict[str, Factors] = {}
         self._inputs: dict[str, Tensor] = {}
         self._gradients: dict[str, Tensor] = {}
+        self._slopes: dict[str, Tensor] = {}
         self._hooks: list = []
         self._calls = 0
 
@@ -126,11 +143,26 @@ class KFACHessianApproximator:
             handle.remove()
         self._hooks, self._inputs, self._gradients = [], {}, {}
 
+    @contextmanager
+    def watching(self, norms: Norms) -> Iterator[None]:
+        """``register_hooks()`` inside the ``with`` block, ``remove_hooks()`` after it; ``norms`` are folded."""
+        self._slopes = {name: slope(norm).view(-1, 1, 1) for name, norm in norms.items()}
+        self.register_hooks()
+        try:
+            yield
+        finally:
+            self.remove_hooks()
+            self._slopes = {}
+
     def _keep(self, name: str):
         def forward(_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             self._inputs[name] = inputs[0].detach()
             if output.requires_grad:
-                output.register_hook(lambda gradient: self._gradients.__setitem__(name, gradient.detach()))
+                output.register_hook(backward)
+
+        def backward(gradient: Tensor) -> None:
+            own = gradient.detach()
+            self._gradients[name] = own * self._slopes[name] if name in self._slopes else own
         return forward
 
     @torch.no_grad()
@@ -148,6 +180,8 @@ class KFACHessianApproximator:
             for name, gradient in self._gradients.items():
                 self._add(name, self.layers[name], self._inputs[name], gradient)
         self._inputs, self._gradients = {}, {}
+
+    collect = update_factors  # as a watcher
 
     def _add(self, name: str, layer: nn.Module, x: Tensor, gradient: Tensor) -> None:
         where = sampled_positions(layer, x, self.positions, self.generator)
@@ -169,6 +203,11 @@ class KFACHessianApproximator:
     def output_factor(self, layer_name: str) -> Tensor:
         """G = E[(1/T) sum_t g g^T], float32 [groups, outputs per group, outputs per group]."""
         return self._of(layer_name).g / self._of(layer_name).images
+
+    def stored(self) -> dict[str, Tensor]:
+        """Factors of all layers on the CPU, as ``<layer>/a`` and ``<layer>/g``."""
+        return {f"{name}/{part}": value.cpu() for name in self.factors
+                for part, value in (("a", self.input_factor(name)), ("g", self.output_factor(name)))}
 
     def inverse(self, layer_name: str) -> tuple[Tensor, Tensor]:
         """Damped inverses of both factors of a layer (without the constant's row and column)."""

@@ -24,7 +24,7 @@ class Options(Section):
     first: Annotated[int, Field(ge=4)] = 12
     rounds: Positive = 3
     measured: Positive = 4
-    iterations: Positive = 24
+    iterations: Positive = 16
     episodes: Positive = 64
     hidden: Positive = 256
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
