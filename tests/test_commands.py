@@ -97,7 +97,9 @@ def check_dvc(words: list[str]) -> None:
     for stage in words[2:] if words[1] == "repro" else []:
         name, _, cell = stage.partition("@")
         assert name == "-s" or name in STAGES, stage
-        if cell:
+        if name == "claim":
+            assert cell in PARAMS["study"]["claims"]
+        elif cell:
             method, _, seed = cell.rpartition("-")
             assert method in PARAMS["study"]["methods"] and int(seed) in PARAMS["study"]["seeds"]
 
