@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from torch.utils.data import DataLoader, TensorDataset
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,6 +44,28 @@ def test_the_readme_example_runs_on_a_users_model():
     assert len(block.strip().splitlines()) <= 10
     exec(compile(block.replace("protect=", "iterations=1, episodes=2, protect="), "README.md", "exec"), names)
     assert abs(names["report"]["macs_ratio"] - 0.5) < 0.005
+
+
+@pytest.mark.parametrize("page", ["README.md", "CONTRIBUTING.md", *sorted(
+    str(path.relative_to(ROOT)) for path in (ROOT / "docs").glob("*.md"))])
+def test_links_lead_somewhere(page):
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", (ROOT / page).read_text())
+    assert [target for target in targets if "://" not in target and not (ROOT / page).parent.joinpath(target).exists()
+            ] == []
+
+
+def test_files_that_the_page_on_the_search_names_exist():
+    text = (ROOT / "docs/search.md").read_text()
+    files = set(re.findall(r"`?(?:python )?((?:benchmarks|allocation|methods)/\w+\.py)", text))
+    assert len(files) >= 8
+    assert files == {name for name in files for base in (ROOT, ROOT / "src/hobs_rspar") if (base / name).is_file()}
+    params = yaml.safe_load((ROOT / "configs/default.yaml").read_text())
+    for study in re.findall(r"STUDY=(\w+)", text):
+        assert (ROOT / f"configs/{study}.yaml").is_file()
+    assert set(re.findall(r"claim@(\w+)", text)) <= set(params["study"]["claims"])
+    options = params["methods"]["hobs_rspar"]
+    assert {"first", "rounds", "measured", "iterations", "episodes", "images"} <= set(re.findall(r"`(\w+)`", text)) & \
+        set(options)
 
 
 def test_the_methods_page_is_what_the_docstrings_say():
