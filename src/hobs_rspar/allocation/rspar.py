@@ -32,8 +32,6 @@ REWARD_SCALE = 100.0  # rewards are fractions of accuracy; the critic learns fas
 SPREAD = 0.2  # standard deviation of the log ratios of the first plans that are run
 MINIBATCH = 256  # steps
 FINALISTS = 3
-CHOSEN = (f"lowest loss on twice as many validation images among the {FINALISTS} best measured allocations and uniform "
-          "widths")
 
 
 @dataclass(frozen=True)
@@ -50,7 +48,7 @@ class Search:
     widths: np.ndarray
     episodes: list[dict]
     measured: list[dict]
-    chosen: str = CHOSEN
+    chosen: str
 
 
 class Model:
@@ -98,8 +96,10 @@ def search(environment: PruningEnvironment, curves: Sequence[np.ndarray], space:
         player.learn(Model(environment, curves, widths), environment.dense.accuracy)
         widths = np.concatenate([widths, player.favourites(widths, options.measured)])
         updates += [len(player.records)] * (len(widths) - len(updates))
+    chosen = f"lowest loss on {len(finalists)} validation images among the {FINALISTS} best measured allocations and " \
+             "uniform widths"
     return Search(_choose(environment, widths, finalists), player.records,
-                  _measured(environment, space, widths, updates))
+                  _measured(environment, space, widths, updates), chosen)
 
 
 class Player:
