@@ -376,13 +376,15 @@ def test_an_allocation_is_evaluated_once(small):
     assert_same(before, snapshot(small.network))
 
 
-def test_the_reward_is_that_of_the_repaired_network(small):
+def test_the_reward_is_that_of_the_repaired_network(small, monkeypatch):
+    """In fp32, where folding batch norms changes nothing but the last bits."""
+    monkeypatch.setattr(PruningEnvironment, "PRECISION", "fp32")
     ours = environment(small)
     network = ours.repaired(WIDTHS)
     out = logits(network, small.validation, ours.PRECISION, ours.BATCH)
     seen = ours.evaluate(WIDTHS)
     assert seen.accuracy == pytest.approx(accuracy(out, small.validation.labels) / 100)
-    assert seen.loss == pytest.approx(F.cross_entropy(out, small.validation.labels).item())
+    assert seen.loss == pytest.approx(F.cross_entropy(out, small.validation.labels).item(), rel=1e-5)
     dense = logits(small.network, small.validation, ours.PRECISION, ours.BATCH)
     assert ours.dense.accuracy == pytest.approx(accuracy(dense, small.validation.labels) / 100)
     assert seen.loss > ours.dense.loss > 0
