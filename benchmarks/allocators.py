@@ -20,7 +20,7 @@ from hobs_rspar.evidence.statistics import Interval, mean_interval, paired_diffe
 from hobs_rspar.progress import bar
 from hobs_rspar.seeds import derived_seed
 
-EVALUATIONS, SECONDS, SEEDS = 2000, 0.5, range(5)
+EVALUATIONS, SECONDS, SEEDS = 2000, 1.0, range(5)
 UNLIMITED = 10**9  # evaluations, where seconds are the limit
 ALLOCATIONS, ROUNDS = 10_000, 10  # scored at once when the rewards are timed
 OURS, RIVAL = "PPO", "DP + local search"

@@ -177,11 +177,12 @@ def compared(problem: Problem, tested: dict[str, list[Run]], faster: dict[str, I
 
 
 def grid(tuning: dict[str, list[Run]], level: float) -> dict:
+    columns = [["penalty", "λ"], ["median", "Episodes, median"], ["mean", "Episodes, mean"],
+               ["censored", "Never reached"], ["drop", "Mean drop of the last update, points"]]
+    rows = [{"penalty": value} | summary(found, level) for value, found in tuning.items()]
     return {"name": "T11_grid", "title": f"Constants tried: n = {len(TUNING)} tuning seeds ({TUNING[0]}–{TUNING[-1]})",
             "note": "The constant with the fewest episodes on average was taken.",
-            "columns": [["penalty", "λ"], ["median", "Episodes, median"], ["mean", "Episodes, mean"],
-                        ["censored", "Never reached"], ["drop", "Mean drop of the last update, points"]],
-            "rows": [{"penalty": value} | summary(found, level) for value, found in tuning.items()]}
+            "columns": columns, "rows": [{key: row[key] for key, _ in columns} for row in rows]}
 
 
 def summary(found: list[Run], level: float) -> dict:

@@ -38,8 +38,9 @@ def published(monkeypatch):
     return records
 
 
-def check(record: dict, claim: str) -> None:
-    """All that the report needs is there."""
+def check(record: dict, claim: str, path) -> None:
+    """All that the report needs is there, and nothing that it would refuse."""
+    write(path / f"{claim}.json", record)
     assert record.keys() == KEYS and record["claim"] == claim and record["reason"] == ""
     assert record["lo"] <= record["measured"] <= record["hi"] and isinstance(record["holds"], bool)
     for table in record["tables"]:
@@ -53,12 +54,11 @@ def test_allocators_in_miniature(published, monkeypatch, tmp_path):
     monkeypatch.setattr(allocators, "LIMITS", {"40 evaluations": (40, np.inf), "0.02 s": (10**9, 0.02)})
     monkeypatch.setattr(allocators, "ALLOCATIONS", 50)
     allocators.main()
-    check(published[0], "C8")
+    check(published[0], "C8", tmp_path / "new")
     compared, ratios, speeds = published[0]["tables"]
     assert len(compared["rows"]) == 2 * 2 * 10 and len(ratios["rows"]) == 2 * 10 and len(speeds["rows"]) == 2
     assert max(row["gain"] for row in compared["rows"]) <= 100
     assert {row["gain"] for row in compared["rows"] if row["allocator"] == "uniform"} == {0}
-    write(tmp_path / "new" / "C8.json", published[0])
     assert (tmp_path / "new" / "C8.json").read_text().endswith("}\n")
 
 
@@ -72,12 +72,12 @@ def test_the_lead_is_paired_and_relative_to_the_rivals_gain():
     assert found.value == pytest.approx(20) and found.lo == pytest.approx(20)  # 1 of a gain of 5, in both pairs
 
 
-def test_penalty_in_miniature(published, monkeypatch):
+def test_penalty_in_miniature(published, monkeypatch, tmp_path):
     for name, value in (("SEEDS", range(3)), ("TUNING", range(100, 102)), ("GRID", 2), ("UPDATES", 2),
                         ("EVALUATIONS", 600)):
         monkeypatch.setattr(penalty, name, value)
     penalty.main()
-    check(published[0], "C3")
+    check(published[0], "C3", tmp_path)
     tested, grid = published[0]["tables"]
     assert len(tested["rows"]) == 3 and len(grid["rows"]) == 2
     first = {row["penalty"].partition(",")[0]: row["lambda_first"] for row in tested["rows"]}
