@@ -139,6 +139,17 @@ def test_c7_says_what_is_not_measured(report):
     assert "short (20,000 images): not measured; full: " in claim["conditions"]
 
 
+def test_c7_does_not_hold_for_want_of_repaired_controls(tmp_path, monkeypatch):
+    """Ahead of plain baselines everywhere, but repair could pass for the criterion."""
+    methods = [name for name in METHODS if name not in ("random_repair", "l1_repair")]
+    monkeypatch.chdir(make_study(tmp_path, methods=methods))
+    for file in Path("reports/default/cells").glob("hobs_rspar-*.json"):
+        edit(file, lambda cell: [point.update(top1_test=99.0) for point in cell["recovery_curve"]])
+    write(load())
+    claim = next(row for row in rows(Path("reports/default/tables/claims.csv")) if row["claim"] == "C7")
+    assert claim["verdict"].startswith("not measured: no repaired control") and not claim["measured"]
+
+
 def test_recovery_table_and_figure(tmp_path, monkeypatch):
     monkeypatch.chdir(make_study(tmp_path, curve=(5000, 20_000)))
     write(load())

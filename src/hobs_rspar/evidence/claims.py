@@ -209,6 +209,9 @@ def _ahead(claim: Claim, evidence: Evidence, summary: Summary) -> Claim:
     full = found[max(found)]
     named = {"none": found.get(NONE), f"short ({SHORT:,} images)": found.get(SHORT), "full": full}
     parts = "; ".join(f"{name}: {_stands(stands)}" for name, stands in named.items())
+    if not repaired & set(summary.baselines) and all(stands.holds for stands in found.values()):
+        return claim.unmeasured("no repaired control is among the baselines, so repair could pass for the criterion; "
+                                f"the study 'controls' has them. Against plain baselines: {parts}")
     how = (f"{parts}; the number is that of full recovery; n = {full.lead.n} paired seeds; {full.lead.kind}; Holm over "
            f"{len(summary.leads)} rivals at each; {subject(evidence)}; {_recovery(evidence)}")
     return claim.measured(full.lead.interval, all(stands.holds for stands in named.values() if stands), how)
