@@ -19,7 +19,7 @@ def test_output_gradients_and_running_statistics_equal_pytorchs(channels, size, 
     gradient = torch.randn(x.shape, generator=random).to(dtype)
     ours, theirs = (nn.BatchNorm2d(channels) for _ in range(2))
     for part in ours.parameters():
-        nn.init.uniform_(part, 0.5, 1.5)
+        nn.init.uniform_(part, 0.5, 1.5, generator=random)
     theirs.load_state_dict(ours.state_dict())
     a, b = x.clone().requires_grad_(), x.clone().requires_grad_()
     out, expected = batchnorm.batch_norm(ours, a), theirs(b)
