@@ -33,7 +33,9 @@ def in_c(path, fs=None) -> Iterator[dict]:
         return
     content = YAML(typ="safe").load(path.read_text()) or {}
     yield content
-    path.write_text(as_dvc_writes(content))
+    whole = path.with_name("dvc.lock.part")
+    whole.write_text(as_dvc_writes(content))
+    whole.replace(path)  # a run that is stopped here leaves the old file or the new one
 
 
 def as_dvc_writes(content: dict) -> str:

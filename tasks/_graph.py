@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -108,6 +109,23 @@ def _flat(changes: list) -> dict[str, str]:
             for name, how in entry.items():
                 flat.update(how if isinstance(how, dict) else {name: how})
     return flat
+
+
+def mend_rwlock() -> None:
+    """Removes DVC's list of the files in use if a run that was stopped while writing it left it unreadable.
+
+    DVC would refuse every stage until a person does the same. Its guard is held: nobody is writing the list now.
+    """
+    from dvc.lock import Lock
+
+    used = Path(".dvc/tmp/rwlock")
+    if not used.exists():
+        return
+    with Lock(str(used.with_name("rwlock.lock")), wait=True):
+        try:
+            json.loads(used.read_text())
+        except ValueError:
+            used.unlink()
 
 
 @contextmanager

@@ -60,6 +60,7 @@ def arguments() -> argparse.Namespace:
 
 def reproduce(params: config.Params, jobs: int, changed_only: bool) -> list[Failure]:
     """Runs every pending stage in three phases; returns the failed cells."""
+    _graph.mend_rwlock()
     graph = _graph.read()
     todo = pending(graph, changed_only)
     if not todo:

@@ -134,6 +134,15 @@ def test_interrupted_run_leaves_no_process_and_goes_on(clone, how):
         assert clone.stale() == set()
 
 
+def test_list_of_files_in_use_left_empty_by_a_killed_run(clone):
+    """DVC writes it in place: stopped in the middle, it is empty, and DVC refuses every stage."""
+    clone.set_params(**{"prune.ridge": 0.5})
+    clone.write(".dvc/tmp/rwlock", "")
+    assert "JSON structure is corrupted" in clone.run("dvc repro --single-item prune@l1-1", ok=False)
+    clone.run("make repro JOBS=2")
+    assert clone.stale() == set()
+
+
 def test_bad_params_stop_before_anything_runs(clone):
     clone.set_params(**{"methods.hobs_rspar.iterations": -3, "sensitivity.damping": 0.5})
     out = clone.run("make repro", ok=False)
