@@ -32,7 +32,7 @@ update: $(READY) ## rerun only what an edit changed and what that needs, also in
 	@$(BIN)/python tasks/repro.py $(if $(JOBS),--jobs $(JOBS)) --changed-only
 
 test: $(READY) ## run the tests (TESTS=tests/test_x.py for some)
-	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(TESTS)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
 
 study: $(READY) ## switch to another study: STUDY=toy writes params.yaml = configs/default.yaml + configs/toy.yaml
 	@$(BIN)/python tasks/study.py $(STUDY)

@@ -1,28 +1,23 @@
-"""What the benchmarks of allocation share: the study's dense network as rewards by look-up, and how a record is shown.
+"""What the experiments of allocation share: the study's dense network as rewards by look-up.
 
 Everything comes from files of the sensitivity stage and from params.yaml; no image is looked at.
 """
 
 import json
-import sys
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
-
-from hobs_rspar import config  # noqa: E402
-from hobs_rspar.allocation.reward import JointReward, SeparableReward  # noqa: E402
-from hobs_rspar.allocation.space import Space  # noqa: E402
-from hobs_rspar.checkpoint import load_tensors  # noqa: E402
-from hobs_rspar.coupling import Groups  # noqa: E402
-from hobs_rspar.errors import UserError  # noqa: E402
-from hobs_rspar.evidence import claim_files  # noqa: E402
-from hobs_rspar.evidence.table_formats import Column, Table, markdown_rows  # noqa: E402
-from hobs_rspar.paths import Paths  # noqa: E402
+from hobs_rspar import config
+from hobs_rspar.allocation.reward import JointReward, SeparableReward
+from hobs_rspar.allocation.space import Space
+from hobs_rspar.checkpoint import load_tensors
+from hobs_rspar.coupling import Groups
+from hobs_rspar.curvature.joint import JointModel
+from hobs_rspar.errors import UserError
+from hobs_rspar.paths import Paths
 
 
 @dataclass(frozen=True)
@@ -55,7 +50,7 @@ class Problem:
 
     def joint(self) -> JointReward:
         order = [torch.argsort(score, stable=True).numpy() for score in self.scores]
-        return JointReward(self.gates["true_rows"].numpy(), self.gates["sampled_rows"].numpy(), order)
+        return JointReward(JointModel.of_gates(self.gates["true_rows"], self.gates["sampled_rows"]), order)
 
 
 def load() -> Problem:
@@ -72,15 +67,3 @@ def load() -> Problem:
     scores, relative = (gates[name].split(groups.sizes.tolist()) for name in ("hobs", "relative"))
     return Problem(params, json.loads((folder / "dense.json").read_text()), space, list(scores),
                    [part.numpy() for part in relative], gates)
-
-
-def publish(problem: Problem, record: dict) -> None:
-    """Writes a claim's record and prints its tables."""
-    path = Paths.of(problem.params.study).claims / f"{Path(sys.argv[0]).stem}.json"
-    claim_files.write(path, record)
-    for table in record["tables"]:
-        columns = tuple(Column(key, heading) for key, heading in table["columns"])
-        rows = markdown_rows(Table(table["name"], table["title"], table["note"], columns, table["rows"]))
-        print(f"{table['title']}\n\n{rows}\n{table['note']}\n")
-    print(f"{record['claim']}: {record['measured']} ({record['lo']} to {record['hi']}) {record['unit']}; holds: "
-          f"{record['holds']}; {record['conditions']}; {record['seconds']} s -> {path}")

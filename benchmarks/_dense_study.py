@@ -1,23 +1,19 @@
-"""What experiments on the dense network share: this checkout's package first on the path, network, images, claims."""
+"""What the experiments on the dense network share: network and images."""
 
 from __future__ import annotations
 
-import sys
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+import torch
+from torch import nn
 
-import torch  # noqa: E402
-from torch import nn  # noqa: E402
-
-from hobs_rspar import checkpoint, config, data  # noqa: E402
-from hobs_rspar.coupling import Groups  # noqa: E402
-from hobs_rspar.data import Images  # noqa: E402
-from hobs_rspar.evidence import claim_files  # noqa: E402
-from hobs_rspar.paths import Paths  # noqa: E402
-from hobs_rspar.surgery import groups  # noqa: E402
+from _experiment import publish
+from hobs_rspar import checkpoint, config, data
+from hobs_rspar.coupling import Groups
+from hobs_rspar.data import Images
+from hobs_rspar.paths import Paths
+from hobs_rspar.surgery import groups
 
 THREADS = 1
 
@@ -55,12 +51,9 @@ class DenseStudy:
     def subject(self) -> str:
         return f"{self.params.study.network} on {self.params.study.dataset}, CPU, {THREADS} thread"
 
-    def write(self, claim: str, record: dict) -> None:
-        """Adds the wall time and writes ``reports/<study>/claims/<experiment>.json``."""
-        record = {"claim": claim, **record, "seconds": round(time.perf_counter() - self.started, 1)}
-        print(f"{claim}: {record['measured']:.4g} {record['unit']} ({record['lo']:.4g} to {record['hi']:.4g}), "
-              f"{'holds' if record['holds'] else 'does not hold'}; {record['conditions']}; {record['seconds']} s")
-        claim_files.write(self.paths.claims / f"{Path(sys.argv[0]).stem}.json", record)
+    def publish(self, claim: str, record: dict) -> None:
+        """Adds the wall time and publishes the record."""
+        publish(self.params, {"claim": claim, **record, "seconds": round(time.perf_counter() - self.started, 1)})
 
 
 def parts(images: Images, size: int) -> list[Images]:

@@ -5,17 +5,15 @@ the joint second-order model), first with equal evaluations, then with equal sec
 begins with uniform widths. Annealing, CMA-ES, DQN and PPO had four trials of their constants each, on seeds 100 to 102.
 """
 
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
-from _allocation import Problem, load, publish
-
-from hobs_rspar.allocation import annealing, cmaes, dqn, dynamic, greedy, local_search, ppo_search, random_search
+from _allocation import Problem, load
+from _experiment import publish, run
+from hobs_rspar.allocation import annealing, cmaes, dqn, dynamic, greedy, local_search, ppo_search, random_search, trial
 from hobs_rspar.allocation.threshold import threshold_widths
 from hobs_rspar.allocation.trial import Result, Reward
-from hobs_rspar.errors import UserError
 from hobs_rspar.evidence.statistics import Interval, mean_interval, paired_difference
 from hobs_rspar.progress import bar
 from hobs_rspar.seeds import derived_seed
@@ -24,9 +22,8 @@ EVALUATIONS, SECONDS, SEEDS = 2000, 1.0, range(5)
 UNLIMITED = 10**9  # evaluations, where seconds are the limit
 ALLOCATIONS, ROUNDS = 10_000, 10  # scored at once when the rewards are timed
 OURS, RIVAL = "PPO", "DP + local search"
-SEARCHES = {"greedy": greedy.allocate, "local search": local_search.allocate, RIVAL: dynamic.allocate,
-            "random search": random_search.allocate, "simulated annealing": annealing.allocate,
-            "CMA-ES": cmaes.allocate, "DQN": dqn.allocate, OURS: ppo_search.allocate}
+SEARCHES = {"greedy": greedy, "local search": local_search, RIVAL: dynamic, "random search": random_search,
+            "simulated annealing": annealing, "CMA-ES": cmaes, "DQN": dqn, OURS: ppo_search}
 LIMITS = {f"{EVALUATIONS} evaluations": (EVALUATIONS, np.inf), f"{SECONDS:g} s": (UNLIMITED, SECONDS)}
 Runs = dict[tuple[str, str, str], list[Result]]  # by reward, limit and allocator: one result per seed
 
@@ -46,7 +43,7 @@ def main() -> None:
         "conditions": conditions(problem, runs, speeds, f"{reward} reward, {limit}"),
         "seconds": round(time.perf_counter() - started, 1),
         "tables": [compared(problem, runs, leads), ratios(problem, runs), speed_table(speeds)]}
-    publish(problem, record)
+    publish(problem.params, record)
 
 
 def searched(problem: Problem, rewards: dict[str, Reward]) -> Runs:
@@ -55,8 +52,9 @@ def searched(problem: Problem, rewards: dict[str, Reward]) -> Runs:
     for seed in bar(SEEDS, "allocators"):
         for (reward, limit, name), results in runs.items():
             generator = np.random.default_rng(derived_seed(seed, "allocators", name))
-            results.append(SEARCHES[name](rewards[reward], problem.space, LIMITS[limit][0], generator,
-                                          LIMITS[limit][1]))
+            evaluations, seconds = LIMITS[limit]
+            results.append(trial.run(SEARCHES[name].search, rewards[reward], problem.space, evaluations, generator,
+                                     seconds))
     return runs
 
 
@@ -171,7 +169,4 @@ def conditions(problem: Problem, runs: Runs, speeds: list[dict], worst: str) -> 
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

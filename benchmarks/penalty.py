@@ -6,19 +6,17 @@ best constant of a grid, tuned on other seeds. Counted are the episodes until a 
 is within 1 % of the best known one.
 """
 
-import sys
 import time
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from _allocation import Problem, load, publish
-
-from hobs_rspar.allocation import dynamic, ppo_search
+from _allocation import Problem, load
+from _experiment import publish, run
+from hobs_rspar.allocation import dynamic, trial
 from hobs_rspar.allocation.penalty import AdaptivePenalty
-from hobs_rspar.allocation.space import Space
-from hobs_rspar.allocation.walk import Walk, features
-from hobs_rspar.errors import UserError
+from hobs_rspar.allocation.ppo_search import EPISODES, EPOCHS, MINIBATCH, SCALE, new_agent
+from hobs_rspar.allocation.walk import Walk, features, practise
 from hobs_rspar.evidence.statistics import Interval, paired_difference
 from hobs_rspar.methods import _registry
 from hobs_rspar.progress import bar
@@ -77,7 +75,7 @@ def main() -> None:
     tested[CONSTANT] = runs(problem, constants[tuned], SEEDS, CONSTANT)
     level = (1 + LEVEL) * known(problem, tuning | tested)
     faster = {name: speedup(tested, name, level) for name in adaptive}
-    publish(problem, record(problem, tested, faster, level, tuned, started)
+    publish(problem.params, record(problem, tested, faster, level, tuned, started)
             | {"tables": [compared(problem, tested, faster, level, tuned), grid(tuning, level)]})
 
 
@@ -98,26 +96,21 @@ def search(problem: Problem, penalty: AdaptivePenalty, seed: int) -> Run:
         ratios = ratios.double().numpy()
         accuracies = reward.score(space.project(ratios))
         drops.append(reward.dense - accuracies)
-        weights.append([penalty.weight(reward.dense, accuracy) for accuracy in accuracies])
+        weights.append(penalty.weight(reward.dense, accuracies))
         walk.behind = float(drops[-1].mean())
-        return torch.tensor((start - drops[-1] - weights[-1] * excess(space, ratios)) / start, dtype=torch.float32)
+        return torch.tensor(SCALE * (start - drops[-1] - weights[-1] * space.overshoot(ratios)) / start,
+                            dtype=torch.float32)
 
-    agent = ppo_search.new_agent(space, walk, derived_seed(seed, "penalty"))
+    agent = new_agent(space, walk, derived_seed(seed, "penalty"))
     for _ in range(UPDATES):
-        ppo_search.learn(agent, walk, pay)
+        practise(agent, walk, pay, EPISODES, MINIBATCH, EPOCHS)
     return Run(np.concatenate(drops), np.concatenate(weights))
-
-
-def excess(space: Space, ratios: np.ndarray) -> np.ndarray:
-    """How far the raw action is above the budget, as a fraction of it [episodes]; 0 where it is below."""
-    raw = space.groups.macs(np.maximum(1, np.rint(ratios * space.sizes))) / space.groups.dense_macs
-    return np.maximum(0, raw / space.budget - 1)
 
 
 def known(problem: Problem, found: dict[str, list[Run]]) -> float:
     """The least drop that any run, or dynamic programming with local search, has found."""
     reward = AccuracyLike(problem)
-    best = dynamic.allocate(reward, problem.space, EVALUATIONS, np.random.default_rng(0)).score
+    best = trial.run(dynamic.search, reward, problem.space, EVALUATIONS, np.random.default_rng(0)).score
     return min(reward.dense - best, *(float(run.drops.min()) for group in found.values() for run in group))
 
 
@@ -186,7 +179,7 @@ def grid(tuning: dict[str, list[Run]], level: float) -> dict:
 
 
 def summary(found: list[Run], level: float) -> dict:
-    episodes, last = counts(found, level), ppo_search.EPISODES
+    episodes, last = counts(found, level), EPISODES
     return {"median": float(np.median(episodes)), "mean": round(float(episodes.mean()), 1),
             "censored": censored(found, level),
             "drop": round(100 * float(np.mean([run.drops[-last:].mean() for run in found])), 3),
@@ -195,7 +188,4 @@ def summary(found: list[Run], level: float) -> dict:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except UserError as error:
-        sys.exit(f"error: {error}")
+    run(main)

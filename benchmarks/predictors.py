@@ -5,13 +5,13 @@ H-OBS's order, repaired and recovered on training images by the study's recipe; 
 the validation loss and accuracy after that by Spearman's rank correlation. Test images are not looked at.
 """
 
-import sys
 import time
 from collections.abc import Callable
 
 import numpy as np
 import torch
-from _allocation import Problem, load, publish
+from _allocation import Problem, load
+from _experiment import publish, run
 from scipy.stats import spearmanr
 
 from hobs_rspar import checkpoint, data, training
@@ -67,7 +67,7 @@ def main() -> None:
     rest = slice(MEASURED, None)
     rows.append(row(f"reward fitted to {MEASURED} measured allocations (on the other {ALLOCATIONS - MEASURED})",
                     fitted.score(widths[rest]), *outcomes[rest].T))
-    publish(problem, record(problem, sorted(rows, key=lambda entry: -entry["loss"]), outcomes, started))
+    publish(problem.params, record(problem, sorted(rows, key=lambda entry: -entry["loss"]), outcomes, started))
 
 
 def sample(problem: Problem) -> np.ndarray:
@@ -133,4 +133,4 @@ def record(problem: Problem, rows: list[dict], outcomes: np.ndarray, started: fl
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    run(main)

@@ -3,7 +3,7 @@
 ``python benchmarks/reconstruction.py`` removes 30 % and 50 % of the channels of every group of the study's dense
 network, chosen by each criterion, and measures the mean relative squared output error of all consumers on validation
 images, as the prune stage does: without repair, and after the least-squares repair. Writes
-``reports/<study>/claims/C2.json``.
+``reports/<study>/claims/reconstruction.json``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from _dense_study import DenseStudy, parts
-
+from _experiment import run
 from hobs_rspar import checkpoint
 from hobs_rspar.curvature import repair, statistics
 from hobs_rspar.curvature.hobs import consumers, kfac_hessian
@@ -141,8 +141,8 @@ def main() -> None:
     found = measured(study, orders(study))
     record = verdict(found)
     record["conditions"] += f"; {study.subject}"
-    study.write("C2", record | {"tables": [error_table(study, found)]})
+    study.publish("C2", record | {"tables": [error_table(study, found)]})
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

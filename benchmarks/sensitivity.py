@@ -2,7 +2,7 @@
 
 ``python benchmarks/sensitivity.py`` times, on the study's dense network, a sweep against Hessian-vector products and
 full K-FAC factors in interleaved rounds of one batch each, in CPU time of one thread. It then closes every channel in
-turn and correlates the true loss changes with all scores. Writes ``reports/<study>/claims/C1.json``.
+turn and correlates the true loss changes with all scores. Writes ``reports/<study>/claims/sensitivity.json``.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from _dense_study import DenseStudy, parts
-
+from _experiment import run
 from hobs_rspar.curvature import statistics
 from hobs_rspar.curvature.filters import FilterMoments, kron_obd
 from hobs_rspar.curvature.gates import (
@@ -241,8 +241,8 @@ def main() -> None:
     seconds, filters = timed(contenders, study.calibration.first(IMAGES)), len(contenders.filters)
     record = verdict(seconds, filters)
     record["conditions"] += f", batches of {BATCH}; {study.subject}"
-    study.write("C1", record | {"tables": [cost_table(seconds, filters), fidelity_table(study)]})
+    study.publish("C1", record | {"tables": [cost_table(seconds, filters), fidelity_table(study)]})
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -8,7 +8,7 @@ import torch
 from _stage import cell_arguments, record_seconds, run
 from hobs_rspar import checkpoint, config
 from hobs_rspar.coupling import Groups
-from hobs_rspar.device import resolve_device
+from hobs_rspar.device import keep_freed_memory, resolve_device
 from hobs_rspar.errors import UserError
 from hobs_rspar.methods import _registry
 from hobs_rspar.methods._protocol import Context, FileInputs
@@ -17,6 +17,7 @@ from hobs_rspar.paths import Paths
 
 def main() -> None:
     started = time.perf_counter()
+    keep_freed_memory()
     params = config.load()
     method, seed = cell_arguments(params)
     options = _registry.options(method, params.methods[method])

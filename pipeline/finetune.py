@@ -17,7 +17,7 @@ from torch import nn
 
 from _stage import cell_arguments, record_seconds, run
 from hobs_rspar import batchnorm, checkpoint, config, data, networks, resume, training
-from hobs_rspar.device import resolve_device
+from hobs_rspar.device import keep_freed_memory, resolve_device
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
@@ -70,6 +70,7 @@ class Cell:
 
 def main() -> None:
     started = time.perf_counter()
+    keep_freed_memory()
     params = config.load()
     method, seed = cell_arguments(params)
     recipe = params.finetune

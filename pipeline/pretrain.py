@@ -5,7 +5,7 @@ from pathlib import Path
 
 from _stage import run
 from hobs_rspar import batchnorm, checkpoint, config, cost, data, networks, resume, training
-from hobs_rspar.device import resolve_device
+from hobs_rspar.device import keep_freed_memory, resolve_device
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
@@ -14,6 +14,7 @@ SOURCES = [Path(module.__file__) for module in (training, batchnorm, data, netwo
 
 
 def main() -> None:
+    keep_freed_memory()
     params = config.load()
     paths = Paths.of(params.study)
     device = resolve_device(params.device)

@@ -14,7 +14,7 @@ from _stage import cell_arguments, record_seconds, run
 from hobs_rspar import checkpoint, config, cost, data, surgery
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature import repair
-from hobs_rspar.device import resolve_device
+from hobs_rspar.device import keep_freed_memory, resolve_device
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 from hobs_rspar.plan import PruningPlan
@@ -26,6 +26,7 @@ HELD_OUT = 512  # validation images for the reconstruction error
 
 def main() -> None:
     started = time.perf_counter()
+    keep_freed_memory()
     params = config.load()
     method, seed = cell_arguments(params)
     torch.set_num_threads(params.prune.threads)

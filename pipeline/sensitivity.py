@@ -9,7 +9,7 @@ from _stage import run
 from hobs_rspar import checkpoint, config, data
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature import statistics
-from hobs_rspar.device import resolve_device
+from hobs_rspar.device import keep_freed_memory, resolve_device
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import bar
 from hobs_rspar.seeds import generator
@@ -17,6 +17,7 @@ from hobs_rspar.surgery import groups
 
 
 def main() -> None:
+    keep_freed_memory()
     params = config.load()
     paths, options = Paths.of(params.study), params.sensitivity
     torch.set_num_threads(options.threads)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clones import ROOT
 
-from hobs_rspar.config import CLAIMS
+from hobs_rspar.config import EXPERIMENTS
 
 PACKAGE = "hobs_rspar"
 SOURCE = ROOT / "src"
@@ -84,7 +84,7 @@ def of_stage(stage: str) -> set[Path]:
     imports.
     """
     if stage == "claim":
-        scripts = {path for name in CLAIMS if (path := ROOT / "benchmarks" / f"{name}.py").is_file()}
+        scripts = {path for name in EXPERIMENTS if (path := ROOT / "benchmarks" / f"{name}.py").is_file()}
         return closure(*scripts) - scripts
     script = ROOT / "pipeline" / f"{stage}.py"
     methods = frozenset(method_files())

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from clones import ROOT, Clone
 
-from hobs_rspar.config import CLAIMS
+from hobs_rspar.config import EXPERIMENTS
 
 MICRO = """\
 # The smallest study with every stage: one cell.
@@ -42,6 +42,16 @@ benchmark:
 report:
   resamples: 50
 """
+
+
+SHARED = ("toy", "micro", "stubbed")  # fixtures that take minutes: tests that share one run in one process
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        for name in SHARED:
+            if name in item.fixturenames:
+                item.add_marker(pytest.mark.xdist_group(name))
 
 
 @pytest.fixture(scope="session")
@@ -80,7 +90,7 @@ def stubbed(new_clone) -> Clone:
     clone = new_clone("stubbed")
     stub = (Path(__file__).parent / "stub_stage.py").read_text()
     stages = [script.stem for script in (clone.path / "pipeline").glob("[!_]*.py")]
-    for script in [*(f"pipeline/{name}.py" for name in stages), *(f"benchmarks/{name}.py" for name in CLAIMS)]:
+    for script in [*(f"pipeline/{name}.py" for name in stages), *(f"benchmarks/{name}.py" for name in EXPERIMENTS)]:
         clone.write(script, stub)
     (clone.path / "dvc.lock").unlink(missing_ok=True)
     shutil.copy(clone.path / "configs/default.yaml", clone.path / "params.yaml")

@@ -140,7 +140,7 @@ def test_compress(stream):
     assert abs(report["macs_ratio"] - 0.4) <= 0.004
     assert isinstance(plan, PruningPlan) and plan.method == "hobs_rspar" and plan.network == "Stream"
     assert report["images"] == {"calibration": 320, "validation": 320}
-    assert len(report["search"]["episodes"]) == 1 and 2 <= len(report["search"]["measured"]) <= 5
+    assert report["search"]["episodes"] == [] and 2 <= len(report["search"]["measured"]) <= 5
     top1 = report["top1_validation"]
     assert top1.keys() == {"dense", "pruned", "repaired"} and top1["dense"] > 90
     assert top1["repaired"] > 85 and top1["repaired"] > top1["pruned"]

@@ -101,7 +101,3 @@ def test_the_accuracy_falls_from_dense_to_chance(published, monkeypatch):
     assert none < half < full
 
 
-def test_the_excess_is_that_of_the_raw_action():
-    space = Space(zoo_groups("resnet20"), 0.26, 0.1)
-    assert penalty.excess(space, np.ones((1, 12)))[0] == pytest.approx(1 / 0.26 - 1)
-    assert penalty.excess(space, np.full((1, 12), 0.2))[0] == 0

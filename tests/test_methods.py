@@ -20,7 +20,7 @@ from hobs_rspar.plan import PruningPlan
 
 QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2, "hidden": 16, "images": 1000,
          "epochs": 1}
-SEARCHED = ["hobs_rspar", "hobs_rspar_no_curvature", "hobs_rspar_first_order", "hobs_rspar_no_repair",
+SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rspar_first_order", "hobs_rspar_no_repair",
             "hobs_rspar_no_penalty"]
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "depgraph_seed"]
 
@@ -237,16 +237,18 @@ def test_hobs_methods_keep_what_their_scores_say():
         assert plan.repair == "least_squares"
 
 
-def test_hobs_rspar_records_its_search():
-    where = context("resnet8", "hobs_rspar")
-    plan = decide("hobs_rspar", where)
+@pytest.mark.parametrize(("method", "updates"), [("hobs_rspar", 0), ("hobs_rspar_ppo", 1)])
+def test_a_plan_records_its_search(method, updates):
+    where = context("resnet8", method)
+    plan = decide(method, where)
     assert plan.search.keys() == {"evaluations", "images", "chosen", "episodes", "measured"}
-    assert len(plan.search["episodes"]) == 1 and 1 <= plan.search["evaluations"] <= 5
+    assert len(plan.search["episodes"]) == updates and 1 <= plan.search["evaluations"] <= 5
     assert len(plan.search["measured"]) == plan.search["evaluations"]
     assert plan.search["images"] > 1000 * plan.search["evaluations"]
     json.dumps(plan.search)
-    other = decide("hobs_rspar", context("resnet8", "hobs_rspar", seed=43))
-    assert other.search["episodes"] != plan.search["episodes"]
+    other = decide(method, context("resnet8", method, seed=43))
+    assert other.search["measured"] != plan.search["measured"]
+    assert (other.search["episodes"] != plan.search["episodes"]) == bool(updates)
 
 
 def test_the_plan_is_the_network_that_was_evaluated(monkeypatch):

@@ -147,7 +147,8 @@ def test_c7_does_not_hold_for_want_of_repaired_controls(tmp_path, monkeypatch):
         edit(file, lambda cell: [point.update(top1_test=99.0) for point in cell["recovery_curve"]])
     write(load())
     claim = next(row for row in rows(Path("reports/default/tables/claims.csv")) if row["claim"] == "C7")
-    assert claim["verdict"].startswith("not measured: no repaired control") and not claim["measured"]
+    assert claim["verdict"].startswith("not measured: repair could pass for the criterion") and not claim["measured"]
+    assert "no repaired control (random_repair, l1_repair) among them" in claim["verdict"]
 
 
 def test_recovery_table_and_figure(tmp_path, monkeypatch):

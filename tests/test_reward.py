@@ -2,9 +2,11 @@
 
 import numpy as np
 import pytest
+import torch
 
 from hobs_rspar.allocation import reward
 from hobs_rspar.allocation.reward import JointReward, SeparableReward
+from hobs_rspar.curvature.joint import JointModel
 from hobs_rspar.errors import UserError
 
 SIZES = (5, 3, 7)
@@ -17,6 +19,10 @@ def widths(count: int, seed: int = 0) -> np.ndarray:
 
 def rows(seed: int, images: int = 40) -> np.ndarray:
     return np.random.default_rng(seed).normal(0.1, 1, (images, sum(SIZES))).astype(np.float32)
+
+
+def model(true: np.ndarray, sampled: np.ndarray) -> JointModel:
+    return JointModel.of_gates(torch.from_numpy(true), torch.from_numpy(sampled))
 
 
 def orders(seed: int = 3) -> list[np.ndarray]:
@@ -52,7 +58,7 @@ def test_curves_are_indexed_by_width():
 
 def test_joint_rewards_are_the_second_order_model_of_the_masks():
     true, sampled, order = rows(1), rows(2), orders()
-    ours = JointReward(true, sampled, order)
+    ours = JointReward(model(true, sampled), order)
     for kept, score in zip(widths(60), ours.score(widths(60))):
         gone = removed(kept, order)
         change = -gone @ true.astype(float).mean(0) + 0.5 * np.square(sampled.astype(float) @ gone).mean()
@@ -62,7 +68,7 @@ def test_joint_rewards_are_the_second_order_model_of_the_masks():
 
 def test_joint_rewards_are_not_separable():
     true, sampled, order = rows(1), rows(2), orders()
-    ours = JointReward(true, sampled, order)
+    ours = JointReward(model(true, sampled), order)
     both, first, second = ours.score(np.array([[2, 1, 7], [2, 3, 7], [5, 1, 7]]))
     cross = (sampled @ removed([2, 3, 7], order)) @ (sampled @ removed([5, 1, 7], order)) / len(sampled)
     assert both - first - second == pytest.approx(-cross, rel=1e-5) and abs(cross) > 1e-3
@@ -71,4 +77,4 @@ def test_joint_rewards_are_not_separable():
 def test_a_table_that_would_not_fit_is_refused(monkeypatch):
     monkeypatch.setattr(reward, "MOST", 17)
     with pytest.raises(UserError, match="joint model of 15 channels.*at most 14 channels.*separable"):
-        JointReward(rows(1), rows(2), orders())
+        JointReward(model(rows(1), rows(2)), orders())

@@ -1,4 +1,4 @@
-"""R-SPAR: the reward that is fitted to measured plans, the agent's episodes on it, and the search made of both."""
+"""The reward that is fitted to measured plans, R-SPAR's agent and local search on it, and the search made of them."""
 
 from types import SimpleNamespace
 
@@ -8,12 +8,14 @@ import torch
 from small import context, statistics_of, zoo_groups
 from test_allocation import chain
 
-from hobs_rspar.allocation import fitted, rspar
+from hobs_rspar.allocation import fitted
 from hobs_rspar.allocation.budget import project
+from hobs_rspar.allocation.climber import Climber
 from hobs_rspar.allocation.environment import Evaluation
 from hobs_rspar.allocation.fitted import FittedReward
 from hobs_rspar.allocation.penalty import AdaptivePenalty
-from hobs_rspar.allocation.rspar import Model, Player, search
+from hobs_rspar.allocation.measured_search import FINALISTS, Model, search
+from hobs_rspar.allocation.rspar import REWARD_SCALE, Player
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.walk import features
 from hobs_rspar.criteria import filter_norms
@@ -24,7 +26,7 @@ SPACE = Space(chain(16, 16, 16, 16), 0.35, 0.1, 0.02)
 # What a group really costs, relative to the prediction, which thinks that the last group matters most.
 PREDICTED, TRUE = np.array([1.0, 1.0, 1.0, 3.0]), np.array([0.3, 6.0, 0.3, 0.3])
 MORE = range(2000)  # stands in for the images on which the finalists are compared
-QUICK = Options(first=6, rounds=2, measured=3, iterations=6, episodes=16, hidden=16)
+QUICK = Options(allocator="ppo", first=6, rounds=2, measured=3, iterations=6, episodes=16, hidden=16)
 
 
 def bent(steepness: float, size: int = 16) -> np.ndarray:
@@ -174,6 +176,12 @@ def player(seed: int = 0, **changes) -> Player:
 class Known:
     """Expects a drop that depends on the second group alone."""
 
+    dense = 0.9
+
+    @property
+    def reward(self):
+        return SimpleNamespace(score=lambda widths: -self.drop(widths))
+
     def drop(self, widths: np.ndarray) -> np.ndarray:
         return 0.5 - 0.4 * widths[:, 1] / 16
 
@@ -182,7 +190,7 @@ def test_rewards_by_hand():
     ours = player(penalty_sign=1, penalty_rate=3.0, penalty=0.02)
     ours.visited, ours.expected = [], []
     ratios = np.random.default_rng(0).uniform(0.02, 0.98, (16, 4))
-    found, wanted, weights, excess = ours._play(ratios, Known(), 0.9), [], [], []
+    found, wanted, weights, excess = ours._pay(torch.from_numpy(ratios), Known()) / REWARD_SCALE, [], [], []
     for row in ratios:
         widths = project(SPACE.groups, row, 0.35, 0.1, 0.02)
         raw = float(SPACE.groups.macs(np.maximum(1, np.rint(row * 16)))) / SPACE.groups.dense_macs
@@ -200,7 +208,7 @@ def test_rewards_by_hand():
 
 def test_the_agent_learns_what_pays():
     ours = player(iterations=30, episodes=32, learning_rate=1e-2)
-    ours.learn(Known(), 0.9)
+    ours.propose(Known(), SPACE.uniform[None], 1)
     rewards = [record["reward"] for record in ours.records]
     assert np.mean(rewards[-3:]) > np.mean(rewards[:3]) + 0.05
     assert [record["episode"] for record in ours.records] == list(range(32, 31 * 32, 32))
@@ -208,50 +216,69 @@ def test_the_agent_learns_what_pays():
 
 def test_favourites_are_the_best_of_the_round_that_were_not_measured():
     ours = player()
-    ours.learn(Known(), 0.9)
+    first = ours.propose(Known(), SPACE.uniform[None], 3)
     visited = np.unique(np.concatenate(ours.visited), axis=0)
     best = visited[np.argsort(Known().drop(visited), kind="stable")]
-    first = ours.favourites(SPACE.uniform[None], 3)
     assert Known().drop(first).tolist() == Known().drop(best[:3]).tolist() and len(np.unique(first, axis=0)) == 3
     known = np.concatenate([SPACE.uniform[None], first])
-    second = ours.favourites(known, 3)
+    second = player().propose(Known(), known, 3)  # the same episodes again
     assert not {tuple(row) for row in second} & {tuple(row) for row in known}
     assert Known().drop(second).min() >= Known().drop(first).max()
-    assert ours.favourites(visited, 3).shape == (0, 4)
-    ours.learn(Known(), 0.9)
+    assert player().propose(Known(), visited, 3).shape == (0, 4)
+    ours.propose(Known(), known, 3)
     assert sum(len(widths) for widths in ours.visited) == QUICK.iterations * QUICK.episodes  # of this round alone
+
+
+# --- local search
+
+def test_local_search_proposes_different_optima_that_were_not_measured():
+    every = everything()
+    best = Known().drop(every).min()
+    first = Climber(SPACE, 0).propose(Known(), SPACE.uniform[None], 3)
+    assert SPACE.meets(first).all() and len(np.unique(np.concatenate([first, SPACE.uniform[None]]), axis=0)) == 4
+    assert Known().drop(first[:1])[0] == best
+    again = Climber(SPACE, 0).propose(Known(), np.concatenate([SPACE.uniform[None], first]), 3)
+    assert not {tuple(row) for row in again} & {tuple(row) for row in first}
+    assert (Climber(SPACE, 0).propose(Known(), SPACE.uniform[None], 3) == first).all()
+    assert Climber(SPACE, 0).propose(Known(), every, 2).shape == (0, 4)  # nothing is left to measure
 
 
 # --- the search
 
-def run(seed: int = 0, planted=lambda widths: 0.0, **changes):
-    environment = Environment(planted)
-    return environment, search(environment, CURVES, SPACE, QUICK.model_copy(update=changes), seed, MORE)
+PROPOSERS = {"ppo": player, "local_search": lambda seed, **changes: Climber(SPACE, seed)}
 
 
-def test_the_search_finds_what_the_prediction_alone_does_not():
+def run(seed: int = 0, planted=lambda widths: 0.0, allocator: str = "ppo", **changes):
+    environment, options = Environment(planted), QUICK.model_copy(update=changes)
+    proposer = PROPOSERS[allocator](seed, **changes)
+    return environment, search(environment, CURVES, SPACE, proposer, options, seed, MORE)
+
+
+@pytest.mark.parametrize("allocator", PROPOSERS)
+def test_the_search_finds_what_the_prediction_alone_does_not(allocator):
     every = everything()
     losses = log_loss(every)
     uniform = log_loss(SPACE.uniform[None])[0]
     predicted = every[np.argmin(sum(curve[column, 0] for curve, column in zip(CURVES, every.T)))]
     for seed in range(3):
-        _, found = run(seed, first=10, rounds=3, measured=4, iterations=12, episodes=64)
+        _, found = run(seed, allocator=allocator, first=10, rounds=3, measured=4, iterations=12, episodes=64)
         reached = (uniform - log_loss(found.widths[None])[0]) / (uniform - losses.min())
         assert 0.85 < reached <= 1
     assert log_loss(predicted[None])[0] > uniform
 
 
-def test_the_choice_was_measured_and_meets_the_budget():
-    environment, found = run()
+@pytest.mark.parametrize("allocator", PROPOSERS)
+def test_the_choice_was_measured_and_meets_the_budget(allocator):
+    environment, found = run(allocator=allocator)
     chosen = tuple(found.widths.tolist())
     measured = {tuple(np.rint(np.array(record["ratios"]) * 16).astype(int).tolist()) for record in found.measured}
     assert chosen in measured == set(environment.seen) and environment.seen[0] == tuple(SPACE.uniform)
     assert SPACE.meets(found.widths[None]).all()
     assert len(measured) == len(found.measured) <= QUICK.first + QUICK.rounds * QUICK.measured
-    lowest = sorted(measured, key=lambda widths: log_loss(np.array([widths]))[0])[:rspar.FINALISTS]
+    lowest = sorted(measured, key=lambda widths: log_loss(np.array([widths]))[0])[:FINALISTS]
     assert set(environment.compared) == {tuple(SPACE.uniform), *lowest}
     assert chosen == lowest[0]
-    assert found.chosen.startswith(f"lowest loss on 2000 validation images among the {rspar.FINALISTS} best measured")
+    assert found.chosen.startswith(f"lowest loss on 2000 validation images among the {FINALISTS} best measured")
 
 
 def test_more_images_decide_among_the_finalists():
@@ -281,17 +308,21 @@ def test_records_of_a_search():
     assert any(record["penalty"] > 0 for record in found.episodes)  # of the raw action, before projection
 
 
-def test_the_search_depends_on_its_seed_alone():
-    (_, first), (_, same), (_, other) = run(3), run(3), run(4)
+@pytest.mark.parametrize("allocator", PROPOSERS)
+def test_the_search_depends_on_its_seed_alone(allocator):
+    (_, first), (_, same), (_, other) = (run(seed, allocator=allocator) for seed in (3, 3, 4))
     assert first.episodes == same.episodes and first.measured == same.measured
-    assert (first.widths == same.widths).all() and first.episodes != other.episodes
+    assert (first.widths == same.widths).all() and first.measured != other.measured
+    assert (first.episodes != other.episodes) == bool(first.episodes) == (allocator == "ppo")
 
 
 @pytest.mark.filterwarnings("error")
-def test_nothing_to_remove():
+@pytest.mark.parametrize("allocator", PROPOSERS)
+def test_nothing_to_remove(allocator):
     """One allocation only: nothing can be learnt, and no number is made of it."""
     space = Space(SPACE.groups, 1.0, 0.1)
-    found = search(Environment(), CURVES, space, QUICK, 0, MORE)
+    proposers = {"local_search": Climber(space, 0), "ppo": Player(space, features(space, np.ones(4)), QUICK, 0)}
+    found = search(Environment(), CURVES, space, proposers[allocator], QUICK, 0, MORE)
     assert found.widths.tolist() == [16] * 4 and len(found.measured) == 1
     assert all(np.isfinite(record["reward"]) for record in found.episodes)
 
@@ -320,7 +351,7 @@ def test_sums_of_single_scores_rank_as_the_scores_do():
 def plans() -> dict:
     """Quick plans of R-SPAR and its ablation on a small network."""
     block = {"first": 4, "rounds": 1, "measured": 1, "iterations": 2, "episodes": 4, "hidden": 16, "images": 1000}
-    names = ["hobs_rspar", *(f"hobs_rspar_{part}" for part in ("no_curvature", "first_order", "no_repair",
+    names = ["hobs_rspar", *(f"hobs_rspar_{part}" for part in ("ppo", "no_curvature", "first_order", "no_repair",
                                                                 "no_penalty"))]
     return {name: _registry.method(name).plan(context("resnet8", name), _registry.options(name, block))
             for name in names}
@@ -331,8 +362,8 @@ def test_variants_differ_in_one_part(plans):
         {name: "batchnorm" if name.endswith("no_repair") else "least_squares" for name in plans}
     for name, plan in plans.items():
         weights = [record["lambda"] for record in plan.search["episodes"]]
-        assert all(weight == 0 for weight in weights) == name.endswith("no_penalty")
-        assert (weights[0] > 0) != name.endswith("no_penalty")
+        assert bool(weights) == name.endswith(("ppo", "no_penalty"))  # the others have no agent
+        assert all((weight == 0) == name.endswith("no_penalty") for weight in weights)
 
 
 def test_variants_rank_by_their_criterion(plans):
@@ -350,7 +381,8 @@ def test_variants_rank_by_their_criterion(plans):
 def test_a_plan_says_what_its_search_cost(plans):
     found = plans["hobs_rspar"].search
     assert found.keys() == {"evaluations", "images", "chosen", "episodes", "measured"}
-    assert len(found["episodes"]) == 2 and 2 <= found["evaluations"] == len(found["measured"]) <= 5
+    assert len(plans["hobs_rspar_ppo"].search["episodes"]) == 2 and not found["episodes"]
+    assert 2 <= found["evaluations"] == len(found["measured"]) <= 5
     assert found["images"] >= 1000 + found["evaluations"] * (128 + 1000)  # dense, then calibration and reward of each
 
 
@@ -360,6 +392,7 @@ def test_any_order_can_be_searched():
     gates, _ = statistics_of("resnet8")
     scores = [torch.arange(group.channels, dtype=torch.float64) for group in groups]
     options = SimpleNamespace(**QUICK.model_dump() | {"first": 4, "rounds": 1, "measured": 1, "iterations": 1})
+    assert options.allocator == "ppo"
     plan = searched(where, options, scores, where.per_group(gates["relative"]), "index")
     assert all(group.kept == list(range(group.channels - len(group.kept), group.channels)) for group in plan.groups)
     assert "index, R-SPAR" in plan.decided_by and abs(plan.macs_ratio - 0.5) <= 0.005

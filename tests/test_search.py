@@ -12,7 +12,7 @@ from hobs_rspar.allocation import dynamic
 from hobs_rspar.allocation.budget import project
 from hobs_rspar.allocation.reward import SeparableReward
 from hobs_rspar.allocation.space import Space
-from hobs_rspar.allocation.trial import PATIENCE, Spent, Trial
+from hobs_rspar.allocation.trial import PATIENCE, Spent, Trial, run
 from hobs_rspar.allocation.walk import RewardedWalk, Walk
 
 # How much of the way from the mean of all allocations to the best one may be missing after 400 evaluations.
@@ -57,8 +57,8 @@ def everything(reward) -> np.ndarray:
 
 
 def searched(name: str, reward, evaluations: int = 400, seed: int = 0, space: Space = SPACE):
-    allocate = import_module(f"hobs_rspar.allocation.{name}").allocate
-    return allocate(reward, space, evaluations, np.random.default_rng(seed))
+    search = import_module(f"hobs_rspar.allocation.{name}").search
+    return run(search, reward, space, evaluations, np.random.default_rng(seed))
 
 
 @pytest.mark.parametrize("kind", REWARDS)
@@ -120,24 +120,27 @@ def test_a_trial_counts_different_allocations_and_remembers_the_best():
 
 def test_a_trial_evaluates_what_still_fits():
     reward, generator = Recorded(Coupled()), np.random.default_rng(0)
-    with Trial(reward, SPACE, 5) as trial:
+    trial = Trial(reward, SPACE, 5)
+    with pytest.raises(Spent):
         trial.score(SPACE.project(generator.uniform(0.1, 1, (40, 4))))
-        pytest.fail("the limit was passed")
     assert len(reward.asked) == 5 and trial.progress == 1
     with pytest.raises(Spent):
         trial.score(SPACE.uniform[None])
 
 
-def test_a_trial_ends_where_a_search_repeats_itself_and_when_time_is_up():
-    with Trial(Coupled(), SPACE, 100) as trial:
-        for _ in range(1000):
+def test_a_run_ends_where_a_search_repeats_itself_and_when_time_is_up():
+    proposed = []
+
+    def stubborn(trial, generator):
+        while True:
+            proposed.append(trial.proposed)
             trial.score(SPACE.uniform[None])
-    assert trial.proposed == PATIENCE * 100 and trial.left == 99
-    with Trial(Coupled(), SPACE, 100, seconds=1e-9) as trial:
-        trial.score(SPACE.uniform[None])
-        pytest.fail("the time was up")
-    with pytest.raises(ZeroDivisionError), Trial(Coupled(), SPACE, 100):  # only its own end is quiet
-        raise ZeroDivisionError
+
+    assert run(stubborn, Coupled(), SPACE, 100, None).evaluations == 1 and len(proposed) == PATIENCE * 100
+    proposed.clear()
+    assert run(stubborn, Coupled(), SPACE, 100, None, seconds=1e-9).evaluations == len(proposed) == 1
+    with pytest.raises(ZeroDivisionError):  # only its own end is quiet
+        run(lambda trial, generator: 1 / 0, Coupled(), SPACE, 100, None)
 
 
 # --- dynamic programming
@@ -182,7 +185,20 @@ def test_dynamic_programming_alone_is_near_the_optimum_of_a_separable_reward():
     assert every.max() - reward.score(widths[None])[0] <= 0.03 * (every.max() - every.mean())
 
 
+def test_local_search_ends_where_nothing_is_left_to_try():
+    small = Space(chain(3, 3, 3), 0.5, 0.1, 0.1)
+    assert searched("local_search", separable(small.groups), 10**6, space=small).evaluations <= 27
+    whole = Space(SPACE.groups, 1.0, 0.1)
+    assert searched("local_search", Coupled(), 10**6, space=whole).evaluations == 1
+
+
 # --- the walk
+
+def test_the_overshoot_is_that_of_the_raw_action():
+    space = Space(zoo_groups("resnet20"), 0.26, 0.1)
+    assert space.overshoot(np.ones((1, 12)))[0] == pytest.approx(1 / 0.26 - 1)
+    assert space.overshoot(np.full((1, 12), 0.2))[0] == 0
+
 
 def test_states_of_a_walk():
     walk = Walk(np.arange(8.0).reshape(4, 2))

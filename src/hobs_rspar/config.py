@@ -19,7 +19,7 @@ METHODS = Path(__file__).parent / "methods"
 DATASETS = ("fashion_mnist", "cifar10", "cifar100", "image_folder")
 NETWORKS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn_cifar", "resnet18", "resnet34",
             "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn")
-CLAIMS = ("sensitivity", "reconstruction", "penalty", "allocators", "predictors")  # scripts of benchmarks/
+EXPERIMENTS = ("sensitivity", "reconstruction", "penalty", "allocators", "predictors")  # scripts of benchmarks/
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -224,7 +224,7 @@ def _check_names(path: Path, params: Params) -> None:
             raise UserError(f"{path}: methods.{name} is missing; give every method a block ('{name}: {{}}' if it has "
                             "no options)")
     for name in study.claims:
-        _one_of(path, "study.claims", name, CLAIMS)
+        _one_of(path, "study.claims", name, EXPERIMENTS)
     for key in ("methods", "seeds", "claims"):
         names = getattr(study, key)
         twice = {name for name in names if names.count(name) > 1}

@@ -1,10 +1,28 @@
-"""Which device to compute on."""
+"""Which device to compute on, and what the CPU does with memory."""
 
 from __future__ import annotations
+
+import ctypes
 
 import torch
 
 from hobs_rspar.errors import UserError
+
+
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT = (2**30, 2**25)  # bytes: enough for any activation; the most that older versions take
+
+
+def keep_freed_memory() -> None:
+    """Lets this process reuse the memory of large tensors instead of returning it after every layer.
+
+    glibc maps every allocation above some size anew, so each activation begins with page faults; they take a good part
+    of a training step on a CPU (benchmarks/memory.py measures it). Other C libraries are left as they are.
+    """
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        any(mallopt(M_MMAP_THRESHOLD, size) for size in KEPT)
+        mallopt(M_TRIM_THRESHOLD, KEPT[0])
 
 
 def resolve_device(name: str) -> torch.device:

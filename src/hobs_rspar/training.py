@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.data import Images, random_crops
 from hobs_rspar.errors import UserError
+from hobs_rspar.folding import folded
 from hobs_rspar.seeds import generator
 
 
@@ -55,12 +56,11 @@ def autocast(device: torch.device, precision: str):
     return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
-@torch.inference_mode()
 def logits(network: nn.Module, images: Images, precision: str = "fp32", batch_size: int = 500) -> Tensor:
-    """Logits [N, classes] of all images in evaluation mode, as float32 on the CPU."""
+    """Logits [N, classes] of all images in evaluation mode, as float32 on the CPU; batch norms are folded for it."""
     training, device = network.training, images.pixels.device
     network.eval()
-    with autocast(device, precision):
+    with folded(network, images.normalised(images.pixels[:1])), autocast(device, precision), torch.inference_mode():
         out = torch.cat([network(x).float() for x, _ in images.batches(batch_size)])
     network.train(training)
     return out.cpu()

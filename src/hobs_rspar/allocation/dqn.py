@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import copy
-import math
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hobs_rspar.allocation.space import Space
-from hobs_rspar.allocation.trial import Result, Reward, Trial
+from hobs_rspar.allocation.trial import Trial
 from hobs_rspar.allocation.walk import RewardedWalk
 
 EPISODES, STEPS, MINIBATCH = 16, 16, 128  # episodes a round, gradient steps after it, transitions a step
@@ -66,26 +64,15 @@ class Learner:
         self.optimizer.step()
 
 
-def allocate(reward: Reward, space: Space, evaluations: int, generator: np.random.Generator,
-             seconds: float = math.inf) -> Result:
-    """The best allocation that the agent comes across while it learns.
-
-    Args:
-        reward: scores allocations.
-        space: to choose from.
-        evaluations: different allocations that may be sent to the reward.
-        generator: of the agent's seed.
-        seconds: wall time that may pass.
-    """
-    with Trial(reward, space, evaluations, seconds) as trial:
-        walk = RewardedWalk(trial)
-        learner, rounds = Learner(walk.state_dim, int(generator.integers(2**63))), 0
-        while True:
-            _round(walk, learner, max(LEAST, 1 - 2 * trial.progress))
-            rounds += 1
-            if rounds % ROUNDS == 0:
-                learner.target.load_state_dict(learner.network.state_dict())
-    return trial.result()
+def search(trial: Trial, generator: np.random.Generator) -> None:
+    """The best allocation that the agent comes across while it learns."""
+    walk = RewardedWalk(trial)
+    learner, rounds = Learner(walk.state_dim, int(generator.integers(2**63))), 0
+    while True:
+        _round(walk, learner, max(LEAST, 1 - 2 * trial.progress))
+        rounds += 1
+        if rounds % ROUNDS == 0:
+            learner.target.load_state_dict(learner.network.state_dict())
 
 
 def _round(walk: RewardedWalk, learner: Learner, random: float) -> None:

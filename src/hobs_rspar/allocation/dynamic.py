@@ -13,9 +13,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hobs_rspar.allocation.local_search import improve
+from hobs_rspar.allocation import local_search
 from hobs_rspar.allocation.space import Space
-from hobs_rspar.allocation.trial import Result, Reward, Trial
+from hobs_rspar.allocation.trial import Trial
 
 BINS = 500  # of the MACs that the knapsack hands out; costs are rounded up to whole bins
 STEPS = (-8, -4, -2, -1, 1, 2, 4, 8)  # of the pattern search, in entries of a group's list of widths
@@ -29,25 +29,14 @@ class Curve:
     values: np.ndarray
 
 
-def allocate(reward: Reward, space: Space, evaluations: int, generator: np.random.Generator,
-             seconds: float = math.inf) -> Result:
-    """Models the reward and solves the model, while that improves and half the evaluations remain; then local search.
-
-    Args:
-        reward: scores allocations.
-        space: to choose from.
-        evaluations: different allocations that may be sent to the reward.
-        generator: of the local search.
-        seconds: wall time that may pass.
-    """
-    with Trial(reward, space, evaluations, seconds) as trial:
-        improved = True
-        while improved and trial.progress < 0.5:
-            before, curves = trial.score_of_best, _measure(trial)
-            trial.score(space.complete(solve(space, curves)[None].astype(float)))
-            improved = trial.score_of_best > before
-        improve(trial, generator)
-    return trial.result()
+def search(trial: Trial, generator: np.random.Generator) -> None:
+    """Models the reward and solves the model while that helps and half the evaluations remain; then local search."""
+    improved = True
+    while improved and trial.progress < 0.5:
+        before, curves = trial.score_of_best, _measure(trial)
+        trial.score(trial.space.complete(solve(trial.space, curves)[None].astype(float)))
+        improved = trial.score_of_best > before
+    local_search.search(trial, generator)
 
 
 def _measure(trial: Trial) -> list[Curve]:

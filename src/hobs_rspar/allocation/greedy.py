@@ -6,32 +6,23 @@ import math
 
 import numpy as np
 
-from hobs_rspar.allocation.space import Space
-from hobs_rspar.allocation.trial import Result, Reward, Trial
+from hobs_rspar.allocation.trial import Trial
 
 
-def allocate(reward: Reward, space: Space, evaluations: int, generator: np.random.Generator,
-             seconds: float = math.inf) -> Result:
-    """Greedy elimination from the dense network; each step tries every group.
+def search(trial: Trial, generator: np.random.Generator) -> None:
+    """Greedy elimination from the dense network: each step tries every group.
 
-    Args:
-        reward: scores allocations.
-        space: to choose from.
-        evaluations: different allocations that may be sent to the reward; where they are few, a step removes several
-            channels.
-        generator: not used, a greedy search has no choice.
-        seconds: wall time that may pass.
+    Where evaluations are few, steps remove several channels. The generator is not used: there is no random choice.
     """
-    with Trial(reward, space, evaluations, seconds) as trial:
-        removals = (space.sizes - space.uniform).sum() + len(space.sizes)  # about as many as uniform widths remove
-        step = math.ceil(removals * len(space.sizes) / max(1, trial.left - len(space.sizes)))
-        widths, score = space.sizes, float(trial.score(space.sizes[None])[0])
-        while (over := float(space.groups.macs(widths) - space.ceiling)) > 0:
-            options = np.maximum(widths - step * np.eye(len(widths), dtype=int), space.low)
-            options = options[(options < widths).any(1)]
-            saved = (space.groups.macs(widths) - space.groups.macs(options)).clip(1, max(over, 1.0))
-            scores = trial.score(options)
-            best = int(np.argmin((score - scores) / saved))
-            widths, score = options[best], float(scores[best])
-        trial.score(space.complete(widths[None].astype(float)))
-    return trial.result()
+    space = trial.space
+    removals = (space.sizes - space.uniform).sum() + len(space.sizes)  # about as many as uniform widths remove
+    step = math.ceil(removals * len(space.sizes) / max(1, trial.left - len(space.sizes)))
+    widths, score = space.sizes, float(trial.score(space.sizes[None])[0])
+    while (over := float(space.groups.macs(widths) - space.ceiling)) > 0:
+        options = np.maximum(widths - step * np.eye(len(widths), dtype=int), space.low)
+        options = options[(options < widths).any(1)]
+        saved = (space.groups.macs(widths) - space.groups.macs(options)).clip(1, max(over, 1.0))
+        scores = trial.score(options)
+        best = int(np.argmin((score - scores) / saved))
+        widths, score = options[best], float(scores[best])
+    trial.score(space.complete(widths[None].astype(float)))

@@ -2,44 +2,31 @@
 
 from __future__ import annotations
 
-import math
-
 import numpy as np
 
-from hobs_rspar.allocation.space import Space
-from hobs_rspar.allocation.trial import Result, Reward, Trial
+from hobs_rspar.allocation.trial import Trial
 
 LONGEST = 3  # channels of one group changed at once: groups differ in MACs per channel, so 1 may be worth 3
 BATCH = 16  # neighbours scored before the best of them is taken
 KICKS, FARTHEST = 8, 4  # random changes from one local optimum to the next start, and channels in each, at most
+IDLE = 10  # starts in a row after which nothing new was found, and the search ends: the space is small
 
 
-def allocate(reward: Reward, space: Space, evaluations: int, generator: np.random.Generator,
-             seconds: float = math.inf) -> Result:
-    """Iterated local search from uniform widths.
+def search(trial: Trial, generator: np.random.Generator) -> None:
+    """Climbs from a trial's best allocation, at first uniform widths, then from near the best one and from random ones.
 
-    Args:
-        reward: scores allocations.
-        space: to choose from.
-        evaluations: different allocations that may be sent to the reward.
-        generator: of the order in which neighbours are tried, and of the kicks.
-        seconds: wall time that may pass.
+    The generator decides in which order neighbours are tried, and the kicks.
     """
-    with Trial(reward, space, evaluations, seconds) as trial:
-        improve(trial, generator)
-    return trial.result()
-
-
-def improve(trial: Trial, generator: np.random.Generator) -> None:
-    """Climbs from a trial's best allocation, then from near the best one and from random ones in turn."""
     space = trial.space
     climb(trial, trial.best, generator)
-    while True:
+    left, idle = trial.left, 0
+    while idle < IDLE:
         kicked = trial.best
         for _ in range(generator.integers(1, KICKS + 1)):
             kicked = space.disturbed(kicked[None], FARTHEST, generator)[0]
         climb(trial, kicked, generator)
         climb(trial, space.project(generator.uniform(space.low / space.sizes, 1)[None])[0], generator)
+        left, idle = trial.left, idle + 1 if trial.left == left else 0
 
 
 def climb(trial: Trial, here: np.ndarray, generator: np.random.Generator) -> np.ndarray:

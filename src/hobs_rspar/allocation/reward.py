@@ -10,6 +10,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from hobs_rspar.curvature.joint import JointModel
 from hobs_rspar.errors import UserError
 
 MOST = 16_384  # widths of all groups together: the joint model's table has the square of it as float64, 2 GiB
@@ -44,34 +45,28 @@ class SeparableReward:
 class JointReward:
     """Minus the change of loss in the joint second-order model of all gates.
 
-    With gates m (1 kept, 0 removed), mean gradient s of the loss and per-image gradients S [N, channels],
-
-        dL = -(1 - m)' s + 1/2 |S (1 - m)|^2 / N
-
-    where S'S / N is the Fisher, if S was taken at labels sampled from the network's own prediction. With prefix sums
-    P_(l,k) of the first k removed channels of group l, |S (1 - m)|^2 is a sum over pairs of groups of products
-    P_(l,k)' P_(l',k'), which are computed once: an allocation costs groups (groups + 1) / 2 look-ups.
+    The channels that a width removes are the first ones of the group's order. So the second-order term between two
+    groups depends on their two widths alone; with the Hessian summed up along both axes once, an allocation costs
+    groups (groups + 1) / 2 look-ups.
 
     Args:
-        true_rows: per-image gate gradients at the true labels [N, channels of all groups]; their mean is s.
-        sampled_rows: the same at sampled labels: S.
+        model: of all gates (curvature/joint.py).
         order: per group its channels, the first to go first.
 
     Raises:
         UserError: the table of products would not fit into memory.
     """
 
-    def __init__(self, true_rows: np.ndarray, sampled_rows: np.ndarray, order: Sequence[np.ndarray]):
+    def __init__(self, model: JointModel, order: Sequence[np.ndarray]):
         self.offsets = _offsets([np.append(channels, 0) for channels in order])
         total = len(np.concatenate(order)) + len(order)
         if total > MOST:
             raise UserError(f"the joint model of {total - len(order)} channels needs {total**2 * 8 / 2**30:.0f} GiB; "
                             f"at most {MOST - len(order)} channels are supported: use the separable reward")
-        slope = _prefixes(true_rows.mean(0, dtype=np.float64)[None], order)[0]
-        sums = _prefixes(sampled_rows, order)
-        products = sums.T @ sums / len(sampled_rows)
-        self.single = -slope + 0.5 * products.diagonal()
-        self.products, self.total = products.ravel(), total
+        slope = _prefixes(model.first.double().numpy()[None], order)[0]
+        pairs = _prefixes(_prefixes(model.hessian.double().numpy(), order).T, order)
+        self.single = -slope + 0.5 * pairs.diagonal()
+        self.products, self.total = pairs.ravel(), total
         self.pairs = np.triu_indices(len(order), 1)
 
     def score(self, widths: np.ndarray) -> np.ndarray:

@@ -33,7 +33,8 @@ class Space:
 
     @cached_property
     def low(self) -> np.ndarray:
-        return floors(self.groups, self.min_ratio)
+        """Fewest channels [groups]; all of them where the budget asks for nothing to be removed."""
+        return self.sizes if self.budget >= 1 else floors(self.groups, self.min_ratio)
 
     @cached_property
     def uniform(self) -> np.ndarray:
@@ -63,6 +64,14 @@ class Space:
         steps = steps * generator.integers(1, longest + 1, (len(widths), 1))
         noise = generator.uniform(-0.49, 0.49, widths.shape)  # below half a channel: it does not change the rounding
         return self.complete(np.clip(widths + steps, self.low, self.sizes) + noise)
+
+    def raw_macs(self, ratios: np.ndarray) -> np.ndarray:
+        """MACs [n] of ratios [n, groups] as they are, before projection."""
+        return self.groups.macs(np.maximum(1, np.rint(ratios * self.sizes)))
+
+    def overshoot(self, ratios: np.ndarray) -> np.ndarray:
+        """How far ratios [n, groups] are above the budget before projection, as a fraction of it, at least 0 [n]."""
+        return np.maximum(0, self.raw_macs(ratios) / (self.budget * self.groups.dense_macs) - 1)
 
     def meets(self, widths: np.ndarray) -> np.ndarray:
         """Whether widths [n, groups] lie in the space [n]."""

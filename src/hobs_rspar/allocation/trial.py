@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -19,8 +20,13 @@ class Reward(Protocol):
         """What allocations [n, groups] are worth [n]; higher is better."""
 
 
+class Search(Protocol):
+    def __call__(self, trial: Trial, generator: np.random.Generator) -> None:
+        """Scores allocations by the trial until it is spent, or nothing is left to try; all choices are drawn."""
+
+
 class Spent(Exception):
-    """The trial's evaluations or seconds are used up; ``with trial:`` ends quietly."""
+    """The trial's evaluations or seconds are used up."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +48,26 @@ class Result:
     seconds: float
 
 
+def run(search: Search, reward: Reward, space: Space, evaluations: int, generator: np.random.Generator,
+        seconds: float = math.inf) -> Result:
+    """The best allocation that a search comes across within what it may spend.
+
+    Args:
+        search: ``search`` of a module of this package.
+        reward: scores allocations.
+        space: to choose from.
+        evaluations: different allocations that may be sent to the reward.
+        generator: of all random choices.
+        seconds: wall time that may pass.
+    """
+    trial = Trial(reward, space, evaluations, seconds)
+    with suppress(Spent):
+        search(trial, generator)
+    return trial.result()
+
+
 class Trial:
     """Counts evaluations and remembers the best; begins with uniform widths, which are the first evaluation.
-
-    Use it as ``with Trial(...) as trial:``; the block ends when nothing may be spent any more.
 
     Args:
         reward: scores allocations.
@@ -66,12 +88,6 @@ class Trial:
         self.best, self.score_of_best = space.uniform, -math.inf
         self._evaluate(self.best[None], _keys(self.best[None]))
         self.score_of_uniform = self.score_of_best
-
-    def __enter__(self) -> Trial:
-        return self
-
-    def __exit__(self, kind, *_) -> bool:
-        return kind is not None and issubclass(kind, Spent)
 
     @property
     def left(self) -> int:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hobs_rspar.allocation.ppo import RSPARAgent
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.trial import Trial
 
@@ -47,6 +48,25 @@ class Walk:
             states.append(torch.cat([feature.expand(episodes, -1), ratios, behind], 1))
             ratios[:, step] = select(states[-1])
         return ratios, torch.stack(states)
+
+
+def practise(agent: RSPARAgent, walk: Walk, pay: Callable[[Tensor], Tensor], episodes: int, minibatch: int,
+             epochs: int) -> None:
+    """Some parallel episodes, paid after the last group, and one update of the policy.
+
+    Args:
+        agent: learns.
+        walk: makes the episodes.
+        pay: rewards [episodes] of ratios [episodes, groups].
+        episodes: in parallel.
+        minibatch: steps.
+        epochs: passes over the episodes.
+    """
+    ratios, states = walk.run(lambda states: agent.select_action(states)[0], episodes)
+    paid = pay(ratios)
+    for step in range(len(states)):
+        agent.observe(paid if step == len(states) - 1 else torch.zeros(episodes))
+    agent.update_policy(minibatch, epochs)
 
 
 def features(space: Space, error: np.ndarray) -> np.ndarray:

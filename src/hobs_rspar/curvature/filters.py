@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar.coupling import Groups
-from hobs_rspar.curvature.folding import Norms, slope
+from hobs_rspar.folding import Norms, slope
 from hobs_rspar.curvature.kfac import damped
 from hobs_rspar.curvature.passes import products
 

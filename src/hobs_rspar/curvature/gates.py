@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar.coupling import Groups
-from hobs_rspar.curvature.folding import Norms
+from hobs_rspar.folding import Norms
 from hobs_rspar.curvature.passes import products, sweep
 from hobs_rspar.data import Images
 

@@ -34,8 +34,8 @@ class JointModel:
             true_rows: of the true labels.
             rows: of sampled labels (H is the Fisher), or the true ones again (empirical Fisher).
         """
-        rows = rows.float()
-        return cls(true_rows.float().mean(0), rows.T @ rows / len(rows))
+        rows = rows.double()
+        return cls(true_rows.double().mean(0), rows.T @ rows / len(rows))
 
     def within(self, channels: slice) -> JointModel:
         """The model of some channels alone, all others staying."""

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hobs_rspar.curvature.folding import Norms, slope
+from hobs_rspar.folding import Norms, slope
 from hobs_rspar.errors import UserError
 
 

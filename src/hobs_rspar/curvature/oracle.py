@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar.coupling import Group, Groups
-from hobs_rspar.curvature.folding import following_norms, fused
+from hobs_rspar.folding import following_norms, fused
 from hobs_rspar.data import Images
 
 

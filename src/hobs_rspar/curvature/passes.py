@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hobs_rspar.curvature.folding import Norms, folded
+from hobs_rspar.folding import Norms, folded
 from hobs_rspar.data import Images
 
 BLOCK = 2**18  # elements of a product that stays in a CPU's cache until it is summed

@@ -13,7 +13,8 @@ VARIANTS = {
     "hobs_rspar_no_curvature": "curvature: order by L1 norm",
     "hobs_rspar_first_order": "second order: order by the Taylor score",
     "hobs_uniform": "search: uniform widths",
-    "hobs_rspar_no_penalty": "penalty λ(t) of the search",
+    "hobs_rspar_ppo": "local search: PPO with λ(t) instead (R-SPAR as published)",
+    "hobs_rspar_no_penalty": "local search and λ(t): PPO without penalty",
     "hobs_rspar_no_repair": "repair before recovery",
 }
 DISTILLATION = "not measured: distillation is in all recoveries of a study or in none (finetune.distillation.weight)"

@@ -119,7 +119,7 @@ def measured_plans(evidence: Evidence, summary: Summary) -> Drawing | str:
     return Drawing(figure, ["method", "seed", "updates", "drop", "loss"], rows,
                    "One point per plan that was pruned, repaired and run: validation accuracy of the dense network "
                    "minus that of the plan, before recovery. At 0: uniform widths and plans around them; later: the "
-                   "agent's favourites of the round.", _seeds(searched))
+                   "allocator's favourites of the round.", _seeds(searched))
 
 
 def _searched(evidence: Evidence, history: str = "episodes") -> dict[str, list[list[dict]]]:

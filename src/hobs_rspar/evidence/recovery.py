@@ -60,13 +60,14 @@ class Standing:
     Attributes:
         rival: the baseline with the smallest mean lead.
         lead: over it, points.
-        holds: ahead of every baseline, and of the best repaired one by the margin that this length asks for.
+        holds: ahead of every baseline, and of the best repaired one by the margin that this length asks for; None
+            where that alone is missing: no baseline is repaired, and repair could pass for the criterion.
         how: the numbers behind it in words.
     """
 
     rival: str
     lead: Difference
-    holds: bool
+    holds: bool | None
     how: str
 
 
@@ -88,7 +89,10 @@ def standing(budget: Budget, baselines: list[str], repaired: set[str], alpha: fl
     how = (f"smallest lead {lead.interval.value:.2f} over {rivals[0]} of {len(rivals)} baselines, largest adjusted "
            f"p = {largest:.3g}")
     margin, best = MARGINS.get(budget.images), next((name for name in rivals if name in repaired), None)
-    if margin is not None and best is not None:
+    if best is None:
+        holds = None if holds else False
+        how += ", no repaired control (random_repair, l1_repair) among them"
+    elif margin is not None:
         least = budget.leads[best].interval
         holds = holds and least.lo >= margin
         how += f", lead over the best repaired one ({best}) from {least.lo:.2f}, goal {margin:g}"

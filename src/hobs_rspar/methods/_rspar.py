@@ -1,4 +1,4 @@
-"""R-SPAR on any order of elimination: what ``hobs_rspar`` and the variants of its ablation share."""
+"""A measured search on any order of elimination: what ``hobs_rspar`` and its variants share."""
 
 from collections.abc import Sequence
 from typing import Annotated, Literal
@@ -8,9 +8,12 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from hobs_rspar.allocation.climber import Climber
 from hobs_rspar.allocation.environment import PruningEnvironment
-from hobs_rspar.allocation.rspar import search
+from hobs_rspar.allocation.measured_search import search
+from hobs_rspar.allocation.rspar import Player
 from hobs_rspar.allocation.space import Space
+from hobs_rspar.allocation.walk import features
 from hobs_rspar.config import Positive, Section, Share
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
@@ -21,9 +24,11 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Options(Section):
     """Options of the search; params.yaml says what each is for."""
 
+    allocator: Literal["local_search", "ppo"] = "local_search"
     first: Annotated[int, Field(ge=4)] = 12
     rounds: Positive = 3
     measured: Positive = 4
+    images: Annotated[int, Field(ge=1000)] = 1024
     iterations: Positive = 16
     episodes: Positive = 64
     hidden: Positive = 256
@@ -33,7 +38,6 @@ class Options(Section):
     clip: Annotated[float, Field(gt=0, lt=1)] = 0.2
     entropy: NonNegative = 0.01
     epochs: Positive = 4
-    images: Annotated[int, Field(ge=1000)] = 1024
     penalty: NonNegative = 0.01
     penalty_rate: NonNegative = 2.5
     penalty_min: NonNegative = 1e-4
@@ -43,7 +47,7 @@ class Options(Section):
 
 def searched(context: Context, options: Options, scores: Sequence[Tensor], relative: Sequence[Tensor], criterion: str,
              repair: str = "least_squares") -> PruningPlan:
-    """The plan that R-SPAR finds.
+    """The plan that the search finds.
 
     Args:
         context: of the method.
@@ -58,12 +62,18 @@ def searched(context: Context, options: Options, scores: Sequence[Tensor], relat
                                      context.calibration.first(256), context.validation.first(options.images),
                                      refit=repair == "least_squares")
     space = Space(context.groups, context.budget, context.min_ratio, context.tolerance)
-    found = search(environment, curves(scores, order, relative), space, options, context.derived_seed,
+    tables = curves(scores, order, relative)
+    if options.allocator == "ppo":
+        halved = np.array([curve[size - size // 2, 0] for curve, size in zip(tables, space.sizes)])
+        proposer, name = Player(space, features(space, halved), options, context.derived_seed), "R-SPAR"
+    else:
+        proposer, name = Climber(space, context.derived_seed), "local search"
+    found = search(environment, tables, space, proposer, options, context.derived_seed,
                    context.validation.first(2 * options.images))
     history = {"evaluations": environment.evaluations, "images": environment.images, "chosen": found.chosen,
                "episodes": found.episodes, "measured": found.measured}
     ranks = [torch.argsort(channels) for channels in order]  # the very order that was evaluated, ties included
-    return context.keep_best(ranks, found.widths, f"{criterion}, R-SPAR", repair=repair, search=history)
+    return context.keep_best(ranks, found.widths, f"{criterion}, {name}", repair=repair, search=history)
 
 
 def curves(scores: Sequence[Tensor], order: Sequence[Tensor], relative: Sequence[Tensor]) -> list[np.ndarray]:

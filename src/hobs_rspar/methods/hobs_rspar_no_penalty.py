@@ -1,7 +1,7 @@
-"""Ablation of H-OBS/R-SPAR: no penalty. The reward of the search is minus the accuracy drop alone (lambda = 0).
+"""Ablation of H-OBS/R-SPAR: PPO without penalty. Its reward is minus the accuracy drop alone (lambda = 0).
 
-Criterion, allocator and repair: as ``hobs_rspar``. The difference to it is what the penalty lambda(t) of the raw action
-is worth.
+Criterion, allocator and repair: as ``hobs_rspar_ppo``. The difference to it is what the penalty lambda(t) of the raw
+action is worth.
 """
 
 from hobs_rspar.methods._protocol import Context
@@ -13,5 +13,5 @@ __all__ = ["Options", "plan"]
 
 def plan(context: Context, options: Options) -> PruningPlan:
     scores, relative = (context.per_group(context.sensitivity[name]) for name in ("hobs", "relative"))
-    without = options.model_copy(update={"penalty": 0.0, "penalty_min": 0.0})
+    without = options.model_copy(update={"allocator": "ppo", "penalty": 0.0, "penalty_min": 0.0})
     return searched(context, without, scores, relative, "H-OBS")

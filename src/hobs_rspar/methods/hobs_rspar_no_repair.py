@@ -1,6 +1,6 @@
 """Ablation of H-OBS/R-SPAR: no repair. The consumers keep their weights, in the plan and while the search measures.
 
-Criterion: H-OBS. Allocator: R-SPAR, its rewards measured after batch norms are re-estimated. The difference to
+Criterion: H-OBS. Allocator: as ``hobs_rspar``, plans measured after batch norms are re-estimated. The difference to
 ``hobs_rspar`` is what the least-squares refit is worth.
 """
 
