@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from _experiment import publish
 from hobs_rspar import config
 from hobs_rspar.allocation.reward import JointReward, SeparableReward
 from hobs_rspar.allocation.space import Space
@@ -44,6 +45,10 @@ class Problem:
     def subject(self) -> str:
         study = self.params.study
         return f"{study.network} on {study.dataset}, {study.budget.macs:g}x MACs"
+
+    def publish(self, record: dict) -> None:
+        """Writes and prints what was found."""
+        publish(self.params, record)
 
     def separable(self) -> SeparableReward:
         return SeparableReward.from_relative(self.relative)

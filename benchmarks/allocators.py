@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 from _allocation import Problem, load
-from _experiment import publish, run
+from _experiment import run
 from hobs_rspar.allocation import annealing, cmaes, dqn, dynamic, greedy, local_search, ppo_search, random_search, trial
 from hobs_rspar.allocation.threshold import threshold_widths
 from hobs_rspar.allocation.trial import Result, Reward
@@ -43,7 +43,7 @@ def main() -> None:
         "conditions": conditions(problem, runs, speeds, f"{reward} reward, {limit}"),
         "seconds": round(time.perf_counter() - started, 1),
         "tables": [compared(problem, runs, leads), ratios(problem, runs), speed_table(speeds)]}
-    publish(problem.params, record)
+    problem.publish(record)
 
 
 def searched(problem: Problem, rewards: dict[str, Reward]) -> Runs:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from _allocation import Problem, load
-from _experiment import publish, run
+from _experiment import run
 from hobs_rspar.allocation import dynamic, trial
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.ppo_search import EPISODES, EPOCHS, MINIBATCH, SCALE, new_agent
@@ -75,7 +75,7 @@ def main() -> None:
     tested[CONSTANT] = runs(problem, constants[tuned], SEEDS, CONSTANT)
     level = (1 + LEVEL) * known(problem, tuning | tested)
     faster = {name: speedup(tested, name, level) for name in adaptive}
-    publish(problem.params, record(problem, tested, faster, level, tuned, started)
+    problem.publish(record(problem, tested, faster, level, tuned, started)
             | {"tables": [compared(problem, tested, faster, level, tuned), grid(tuning, level)]})
 
 

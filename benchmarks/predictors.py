@@ -11,7 +11,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from _allocation import Problem, load
-from _experiment import publish, run
+from _experiment import run
 from scipy.stats import spearmanr
 
 from hobs_rspar import checkpoint, data, training
@@ -67,7 +67,7 @@ def main() -> None:
     rest = slice(MEASURED, None)
     rows.append(row(f"reward fitted to {MEASURED} measured allocations (on the other {ALLOCATIONS - MEASURED})",
                     fitted.score(widths[rest]), *outcomes[rest].T))
-    publish(problem.params, record(problem, sorted(rows, key=lambda entry: -entry["loss"]), outcomes, started))
+    problem.publish(record(problem, sorted(rows, key=lambda entry: -entry["loss"]), outcomes, started))
 
 
 def sample(problem: Problem) -> np.ndarray:

@@ -1,5 +1,7 @@
-"""The experiments of C3 and C8, in miniature: complete records, and verdicts that follow from their numbers."""
+"""The experiments, as scripts, and those of C3 and C8 in miniature: records and verdicts follow from their numbers."""
 
+import os
+import subprocess
 import sys
 
 import numpy as np
@@ -32,9 +34,9 @@ def published(monkeypatch):
     scores = [torch.from_numpy(curve) for curve in relative]
     problem = _allocation.Problem(config.load(ROOT / "configs/default.yaml"), {"top1_validation": 93.0, "classes": 10},
                                   Space(groups, 0.26, 0.1), scores, relative, {"true_rows": rows, "sampled_rows": rows})
+    monkeypatch.setattr(_allocation, "publish", lambda params, record: records.append(record))
     for module in (allocators, penalty):
         monkeypatch.setattr(module, "load", lambda: problem)
-        monkeypatch.setattr(module, "publish", lambda problem, record: records.append(record))
     return records
 
 
@@ -47,6 +49,15 @@ def check(record: dict, claim: str, path) -> None:
         assert table.keys() == {"name", "title", "note", "columns", "rows"} and table["rows"]
         for row in table["rows"]:
             assert {key for key, _ in table["columns"]} <= row.keys()
+
+
+@pytest.mark.parametrize("experiment", config.EXPERIMENTS)
+def test_an_experiment_starts_from_nothing_but_its_script(experiment, tmp_path):
+    """In a process of its own, without this checkout on the path: it finds its modules, and misses the study."""
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    done = subprocess.run([sys.executable, ROOT / "benchmarks" / f"{experiment}.py"], cwd=tmp_path, env=environment,
+                          capture_output=True, text=True)
+    assert done.returncode == 1 and done.stderr.startswith("error: params.yaml"), done.stderr
 
 
 def test_allocators_in_miniature(published, monkeypatch, tmp_path):

@@ -117,7 +117,7 @@ def test_c7_is_judged_at_none_short_and_full_recovery(tmp_path, monkeypatch):
     monkeypatch.chdir(make_study(tmp_path, curve=(5000, 20_000)))
     write(load())
     claim = next(row for row in rows(tmp_path / "reports/default/tables/claims.csv") if row["claim"] == "C7")
-    expected = []
+    expected, impossible = [], 0
     for place, margin in ((0, 4.0), (2, 1.0), (3, None)):
         top1 = {method: np.array([cell["recovery_curve"][place]["top1_test"] for cell in
                                   cells_of(tmp_path / "reports/default", method)]) for method in METHODS}
@@ -128,10 +128,12 @@ def test_c7_is_judged_at_none_short_and_full_recovery(tmp_path, monkeypatch):
         if margin is not None:
             best = max(("random_repair", "l1_repair"), key=lambda name: top1[name].mean())
             holds &= tests[best].confidence_interval(0.95).low >= margin
+            impossible += top1[best].mean() + margin > top1["unpruned"].mean()
         expected.append("holds" if holds else "does not hold")
     found = re.findall(r"(none|short \(20,000 images\)|full): (holds|does not hold|not measured)", claim["conditions"])
     assert [verdict for _, verdict in found] == expected and len(found) == 3
     assert claim["verdict"] == ("holds" if set(expected) == {"holds"} else "does not hold")
+    assert claim["conditions"].count("which would be more than unpruned has") == impossible
 
 
 def test_c7_says_what_is_not_measured(report):

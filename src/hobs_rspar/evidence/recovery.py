@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from hobs_rspar.evidence.cells import Evidence
-from hobs_rspar.evidence.pairing import BySeed, leads, mean_over_seeds
+from hobs_rspar.evidence.pairing import REFERENCE, BySeed, leads, mean_over_seeds
 from hobs_rspar.evidence.statistics import Difference, Interval, holm
 
 NONE, SHORT = 0, 20_000  # images; the lengths that claim C7 names beside the study's own
@@ -96,4 +96,7 @@ def standing(budget: Budget, baselines: list[str], repaired: set[str], alpha: fl
         least = budget.leads[best].interval
         holds = holds and least.lo >= margin
         how += f", lead over the best repaired one ({best}) from {least.lo:.2f}, goal {margin:g}"
+        ceiling = budget.accuracy.get(REFERENCE)
+        if ceiling is not None and budget.accuracy[best].value + margin > ceiling.value:
+            how += f", which would be more than {REFERENCE} has ({ceiling.value:.2f})"
     return Standing(rivals[0], lead, holds, how.replace("-", "−"))
