@@ -100,7 +100,7 @@ def lambda_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
 
 
 def measured_plans(evidence: Evidence, summary: Summary) -> Drawing | str:
-    """Accuracy drop of every plan that a search ran on validation images, by the policy updates before."""
+    """Accuracy drop of every plan that a search ran on validation images, in order."""
     searched = _searched(evidence, "measured")
     if not searched:
         return "no method of this study keeps the plans that its search measured"
@@ -108,18 +108,18 @@ def measured_plans(evidence: Evidence, summary: Summary) -> Drawing | str:
     rows = []
     for method, runs in searched.items():
         seeds = [cell["seed"] for cell in evidence.of(method)]
-        points = [[method, seed, plan["updates"], 100.0 * plan["accuracy_drop"], plan["loss"]]
-                  for seed, run in zip(seeds, runs, strict=True) for plan in run]
+        points = [[method, seed, number, 100.0 * plan["accuracy_drop"], plan["loss"], plan["updates"]]
+                  for seed, run in zip(seeds, runs, strict=True) for number, plan in enumerate(run, 1)]
         axis.plot([point[2] for point in points], [point[3] for point in points], linestyle="none", alpha=0.5,
                   label=method, **method_looks(evidence.methods)[method])
         rows += points
-    axis.set(xlabel="Policy updates before the plan was run", ylabel="Accuracy drop (points)",
+    axis.set(xlabel="Plans run so far", ylabel="Accuracy drop (points)",
              title=f"Plans measured by the search ({_seeds(searched)})")
     legend_below(figure, [axis])
-    return Drawing(figure, ["method", "seed", "updates", "drop", "loss"], rows,
+    return Drawing(figure, ["method", "seed", "plan", "drop", "loss", "updates"], rows,
                    "One point per plan that was pruned, repaired and run: validation accuracy of the dense network "
-                   "minus that of the plan, before recovery. At 0: uniform widths and plans around them; later: the "
-                   "allocator's favourites of the round.", _seeds(searched))
+                   "minus that of the plan, before recovery. First uniform widths and plans around them, then the "
+                   "allocator's favourites, round by round.", _seeds(searched))
 
 
 def _searched(evidence: Evidence, history: str = "episodes") -> dict[str, list[list[dict]]]:
