@@ -64,7 +64,7 @@ def reward_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
     """Reward by policy update of the methods that search."""
     searched = _searched(evidence)
     if not searched:
-        return "no method of this study keeps a search history"
+        return "no method of this study learns by policy updates"
     figure, (axis,) = new_figure(2.4)
     rows = []
     for method, runs in searched.items():
@@ -83,7 +83,7 @@ def lambda_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
     """λ(t) above the accuracy drop that it depends on."""
     searched = _searched(evidence)
     if not searched:
-        return "no method of this study keeps a search history"
+        return "no method of this study learns by policy updates"
     figure, (upper, lower) = new_figure(3.2, 2, sharex=True)
     rows = []
     for method, runs in searched.items():
