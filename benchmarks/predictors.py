@@ -42,6 +42,7 @@ class Bench:
                                                     for split in ("train", "validation", "calibration"))
         factors, _ = checkpoint.load_tensors(paths.dense / "factors.safetensors")
         self.order = [torch.argsort(score, stable=True) for score in problem.scores]
+        self.teacher = network if problem.params.finetune.distillation.weight > 0 else None
         shared = (network, problem.space.groups, self.order, factors, calibration.first(256), self.validation)
         self.environment, self.raw = PruningEnvironment(*shared), PruningEnvironment(*shared, refit=False)
         relative = [torch.from_numpy(part) for part in problem.relative]
@@ -51,7 +52,8 @@ class Bench:
         """Loss and accuracy (fraction) on validation images after a recovery with so many training images."""
         recipe = self.problem.params.finetune.model_copy(update={"epochs": 1, "images": images, "crops": []})
         network = self.environment.repaired(widths)
-        task = training.Task(network, self.train.first(images), self.validation, recipe, SEED, "predictors")
+        task = training.Task(network, self.train, self.validation, recipe, SEED, "predictors", self.teacher,
+                             images=images)
         last = training.fit(task, training.State(), lambda state: None).history[-1]
         return last["validation_loss"], last["validation_top1"] / 100
 

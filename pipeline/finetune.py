@@ -32,7 +32,7 @@ class Cell:
     Attributes:
         spec: of the dense network.
         recipe: ``params.finetune``.
-        train: training images that an epoch of the recipe sees.
+        train: training images, of which an epoch sees as many as the recipe says.
         teacher: the dense network where the recipe distils.
         progress: called after every step with the number of images done.
     """
@@ -51,7 +51,7 @@ class Cell:
     @property
     def images(self) -> int:
         """Images of the whole recovery."""
-        return len(self.train) * self.recipe.epochs
+        return min(self.recipe.images or len(self.train), len(self.train)) * self.recipe.epochs
 
     @property
     def kept(self) -> Path:
@@ -98,7 +98,6 @@ def prepared(name: str, seed: int, paths: Paths, device: torch.device, recipe: c
     teacher = None
     if recipe.distillation.weight > 0:
         teacher = checkpoint.load(paths.dense / "dense.safetensors").to(device)
-    train = train.first(recipe.images or len(train))
     cell = Cell(name, seed, paths, spec, device, recipe, train, validation, teacher)
     if recipe.curve and recipe.curve[-1] >= cell.images:
         raise UserError(f"params.yaml: finetune.curve: {recipe.curve[-1]} images are not fewer than the {cell.images} "
@@ -115,7 +114,7 @@ def without_recovery(cell: Cell) -> dict:
 
 def short_recovery(cell: Cell, images: int) -> dict:
     """The point of a recovery with ``images`` images; kept until the stage ends, for a run that is killed later."""
-    epochs = -(-images // len(cell.train))
+    epochs = -(-images * cell.recipe.epochs // cell.images)  # none longer than the study's
     changes = {"epochs": epochs, "images": images // epochs, "crops": [], "curve": []}
     recipe = cell.recipe.model_copy(update=changes)
 
@@ -130,8 +129,8 @@ def short_recovery(cell: Cell, images: int) -> dict:
 def recover(cell: Cell, recipe: config.Finetune) -> tuple[nn.Module, training.State]:
     """Trains the pruned network by ``recipe``; goes on from the last epoch after a kill."""
     network, saved = cell.pruned(), resume.Resume(cell.kept, cell.key(recipe))
-    task = training.Task(network, cell.train.first(recipe.images or len(cell.train)), cell.validation, recipe,
-                         cell.seed, "finetune", cell.teacher, cell.progress)
+    task = training.Task(network, cell.train, cell.validation, recipe, cell.seed, "finetune", cell.teacher,
+                         cell.progress, recipe.images)
     return network, training.fit(task, saved.load(network), lambda now: saved.save(network, now))
 
 

@@ -19,13 +19,15 @@ SECONDS = 1.0  # about what one measurement takes
 STEPS = 8  # at most: enough for a mean
 
 
-def training_speed(network: nn.Module, spec: NetworkSpec, recipe, device: torch.device) -> float:
+def training_speed(network: nn.Module, spec: NetworkSpec, recipe, device: torch.device,
+                   teacher: nn.Module | None = None) -> float:
     """Images per second of a recipe at full image size, with the recipe's threads."""
-    network = copy.deepcopy(network).to(device)
+    network, teacher = (copy.deepcopy(module).to(device) if module else None for module in (network, teacher))
 
     def train(images: int, batch: int) -> None:
         steps = recipe.model_copy(update={"epochs": 1, "crops": [], "batch_size": batch})
-        task = training.Task(network, noise(spec, images, device), noise(spec, 1, device), steps, 0, "preview")
+        task = training.Task(network, noise(spec, images, device), noise(spec, 1, device), steps, 0, "preview",
+                             teacher)
         training.fit(task, training.State(), lambda state: None)
 
     return images_per_second(train, recipe.batch_size)

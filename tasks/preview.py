@@ -105,7 +105,8 @@ def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups
     pruned = shrunk(params, network, groups)
     dense_seconds = full_size_images(params.pretrain, images, spec.image_size) / \
         _measure.training_speed(network, spec, params.pretrain, device)
-    speed = {name: _measure.training_speed(net, spec, recipe, device)
+    teacher = network if recipe.distillation.weight > 0 else None
+    speed = {name: _measure.training_speed(net, spec, recipe, device, teacher)
              for name, net in (("dense", network), ("pruned", pruned))}
     infer = _measure.inference_speed(pruned, spec, recipe.precision, device)
     known, guess = recorded(params), {}

@@ -113,15 +113,44 @@ def test_the_schedule_rises_and_ends_at_zero(warmup):
 
 def test_the_schedule_is_used():
     seen, ours = [], task(epochs=2, crops=[], count=64)
-    sgd = training.optimizer(ours.network, ours.recipe)
-    plain = sgd.step
-    sgd.step = lambda: (seen.append([group["lr"] for group in sgd.param_groups]), plain())
+    descent = training.SGD(ours.network, ours.recipe, {})
+    plain = descent.step
+    descent.step = lambda rate: (seen.append(rate), plain(rate))
     for epoch in range(2):
-        training._epoch(ours, sgd, epoch)
-    assert seen == [[training.learning_rate(ours.recipe, step, 4)] * 2 for step in range(4)]
-    decays = {p: group["weight_decay"] for group in sgd.param_groups for p in group["params"]}
-    assert {name: decays[p] > 0 for name, p in ours.network.named_parameters()} == \
-        {name: p.dim() > 1 for name, p in ours.network.named_parameters()}
+        training._epoch(ours, descent, epoch)
+    assert seen == [training.learning_rate(ours.recipe, step, 4) for step in range(4)]
+
+
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_steps_are_those_of_the_library(momentum):
+    """Three steps against torch.optim.SGD, to the bit; weights decay, biases and batch norms do not."""
+    network, options = seeded(Stream), recipe(momentum=momentum, weight_decay=0.1)
+    reference = copy.deepcopy(network)
+    decayed, plain = ([p for p in reference.parameters() if (p.dim() > 1) == many] for many in (True, False))
+    theirs = torch.optim.SGD([{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}],
+                             lr=1.0, momentum=momentum, nesterov=momentum > 0)
+    ours = training.SGD(network, options, {})
+    for rate in (0.01, 0.005, 0.02):
+        for net in (network, reference):
+            net(images(8).normalised(images(8).pixels)).logsumexp(1).sum().backward()
+        for group in theirs.param_groups:
+            group["lr"] = rate
+        theirs.step(), theirs.zero_grad(), ours.step(rate)
+        assert all(p.grad is None for p in network.parameters())
+        for mine, wanted in zip(network.parameters(), reference.parameters()):
+            assert torch.equal(mine, wanted)
+
+
+def test_an_epoch_draws_its_images_from_the_whole_set(monkeypatch):
+    """64 of 160 images an epoch: none twice within one, others in the next."""
+    ours, seen = task(epochs=2, crops=[], flip=False, batch_size=32), []
+    ours.images = 64
+    monkeypatch.setattr(training, "random_crops", lambda pixels, *_: (seen.append(pixels), pixels)[1])
+    state = training.fit(ours, State(), lambda now: None)
+    first, second = (torch.cat(seen[start:start + 2]).flatten(1).unique(dim=0) for start in (0, 2))
+    assert len(seen) == 4 and len(first) == len(second) == 64
+    assert 64 < len(torch.cat([first, second]).unique(dim=0)) < 128
+    assert [entry["images"] for entry in state.history] == [64, 128]
 
 
 # --- random numbers

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.optim.sgd import sgd
 
 from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.data import Images, random_crops
@@ -23,13 +25,14 @@ class Task:
 
     Attributes:
         network: changed in place.
-        train: training images.
+        train: training images; an epoch draws ``images`` of them anew, without repetition.
         validation: images of the accuracy after each epoch; no choice is made with them here.
         recipe: ``params.pretrain`` or ``params.finetune``.
         seed: of order, crops and flips.
         stage: its name, which seeds the generators, too.
         teacher: the dense network where ``recipe.distillation`` is on.
         progress: called after every step with the number of images done.
+        images: of an epoch; None: all of ``train``.
     """
 
     network: nn.Module
@@ -40,6 +43,12 @@ class Task:
     stage: str
     teacher: nn.Module | None = None
     progress: Callable[[int], None] = field(default=lambda images: None)
+    images: int | None = None
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch: whole batches only, so that batch norm never sees a tiny one."""
+        return max(1, min(self.images or len(self.train), len(self.train)) // self.recipe.batch_size)
 
 
 @dataclass
@@ -80,12 +89,36 @@ def learning_rate(recipe, step: int, steps: int) -> float:
     return recipe.learning_rate * 0.5 * (1 + math.cos(math.pi * (step - rise) / max(1, steps - rise)))
 
 
-def optimizer(network: nn.Module, recipe) -> torch.optim.SGD:
-    """SGD with Nesterov momentum; no weight decay on biases and batch norms."""
-    decayed = [p for p in network.parameters() if p.dim() > 1]
-    plain = [p for p in network.parameters() if p.dim() <= 1]
-    groups = [{"params": decayed, "weight_decay": recipe.weight_decay}, {"params": plain, "weight_decay": 0.0}]
-    return torch.optim.SGD(groups, lr=recipe.learning_rate, momentum=recipe.momentum, nesterov=recipe.momentum > 0)
+class SGD:
+    """Stochastic gradient descent with Nesterov momentum; no weight decay on biases and batch norms.
+
+    PyTorch's step by its functional form: the class around it imports the compiler, 1.4 s of every process.
+
+    Args:
+        network: its parameters are changed.
+        recipe: ``params.pretrain`` or ``params.finetune``.
+        momentum: name of a parameter to its buffer, of the run that is continued; {} for a new one.
+    """
+
+    def __init__(self, network: nn.Module, recipe, momentum: dict[str, Tensor]):
+        named = dict(network.named_parameters())
+        self.recipe = recipe
+        self.momentum = {name: momentum[name].to(p.device) for name, p in named.items() if name in momentum}
+        self.groups = [(recipe.weight_decay, {name: p for name, p in named.items() if p.dim() > 1}),
+                       (0.0, {name: p for name, p in named.items() if p.dim() <= 1})]
+
+    @torch.no_grad()
+    def step(self, rate: float) -> None:
+        """One step along the gradients, which are used up."""
+        factor = self.recipe.momentum
+        for decay, named in self.groups:
+            used = {name: p for name, p in named.items() if p.grad is not None}
+            buffers = [self.momentum.get(name) for name in used]
+            sgd([*used.values()], [p.grad for p in used.values()], buffers, weight_decay=decay, momentum=factor,
+                lr=rate, dampening=0.0, nesterov=factor > 0, maximize=False)
+            self.momentum |= {name: buffer for name, buffer in zip(used, buffers) if buffer is not None}
+            for p in used.values():
+                p.grad = None
 
 
 def fit(task: Task, state: State, save: Callable[[State], None]) -> State:
@@ -105,45 +138,37 @@ def fit(task: Task, state: State, save: Callable[[State], None]) -> State:
     recipe = task.recipe
     torch.set_num_threads(recipe.threads)
     task.network.to(memory_format=torch.channels_last).train()
-    sgd = optimizer(task.network, recipe)
-    names = {id(parameter): name for name, parameter in task.network.named_parameters()}
-    for name, parameter in task.network.named_parameters():
-        if name in state.momentum:
-            sgd.state[parameter]["momentum_buffer"] = state.momentum[name].to(parameter.device)
+    descent = SGD(task.network, recipe, state.momentum)
     for epoch in range(state.epoch, recipe.epochs):
-        with wide_batchnorm(task.network):
-            loss = _epoch(task, sgd, epoch)
+        with wide_batchnorm(task.network), _folded(task.teacher, task.train):
+            loss = _epoch(task, descent, epoch)
         state.epoch = epoch + 1
         state.history.append(_record(task, epoch, loss))
-        state.momentum = {names[id(p)]: sgd.state[p]["momentum_buffer"] for group in sgd.param_groups
-                          for p in group["params"] if "momentum_buffer" in sgd.state[p]}
+        state.momentum = descent.momentum
         save(state)
     task.network.eval()
     return state
 
 
-def steps_per_epoch(images: int, recipe) -> int:
-    """Whole batches only, so that batch norm never sees a tiny one."""
-    return max(1, images // recipe.batch_size)
+def _folded(teacher: nn.Module | None, images: Images):
+    """A teacher only evaluates: without batch norms of its own it is a third faster."""
+    return nullcontext() if teacher is None else folded(teacher, images.normalised(images.pixels[:1]))
 
 
-def _epoch(task: Task, sgd: torch.optim.SGD, epoch: int) -> float:
+def _epoch(task: Task, descent: SGD, epoch: int) -> float:
     """One pass; its random numbers depend on (seed, stage, epoch) alone, so a resumed run draws the same ones."""
     recipe, train = task.recipe, task.train
     random = generator(task.seed, f"{task.stage}/epoch {epoch}")
     order = torch.randperm(len(train), generator=random)
     crop = recipe.crops[epoch] if recipe.crops else train.pixels.shape[-1]
-    steps = steps_per_epoch(len(train), recipe)
+    steps = task.steps
     total = torch.zeros((), device=train.pixels.device)
     for step in range(steps):
         index = order[step * recipe.batch_size:(step + 1) * recipe.batch_size].to(train.pixels.device)
         x = train.normalised(random_crops(train.pixels[index], crop, recipe.flip, random))
-        for group in sgd.param_groups:
-            group["lr"] = learning_rate(recipe, epoch * steps + step, recipe.epochs * steps)
         loss = _loss(task, x, train.labels[index])
-        sgd.zero_grad()
         loss.backward()
-        sgd.step()
+        descent.step(learning_rate(recipe, epoch * steps + step, recipe.epochs * steps))
         total += loss.detach()
         task.progress(len(index))
         if step % 50 == 0 or step == steps - 1:  # a check costs a synchronisation on a GPU
@@ -175,8 +200,7 @@ def _require_finite(loss: Tensor, stage: str, epoch: int, step: int) -> None:
 
 def _record(task: Task, epoch: int, loss: float) -> dict:
     out, labels = logits(task.network, task.validation, task.recipe.precision), task.validation.labels.cpu()
-    steps = steps_per_epoch(len(task.train), task.recipe)
     validation_loss = F.cross_entropy(out, labels)
-    _require_finite(validation_loss, task.stage, epoch, steps - 1)
-    return {"epoch": epoch + 1, "images": (epoch + 1) * steps * task.recipe.batch_size, "train_loss": loss,
+    _require_finite(validation_loss, task.stage, epoch, task.steps - 1)
+    return {"epoch": epoch + 1, "images": (epoch + 1) * task.steps * task.recipe.batch_size, "train_loss": loss,
             "validation_loss": validation_loss.item(), "validation_top1": accuracy(out, labels)}

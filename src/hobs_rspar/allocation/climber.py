@@ -10,7 +10,6 @@ from hobs_rspar.allocation.space import Space
 
 EVALUATIONS = 3000  # look-ups for every allocation that is proposed
 NEARBY = 4  # channels by which an allocation that was measured already is changed at once, at most
-
 TRIES = 100  # such changes; where all fail, the space has hardly any other allocation
 
 

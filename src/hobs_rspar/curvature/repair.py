@@ -72,10 +72,6 @@ def carry_out(plan, pruned: nn.Module, dense: nn.Module, groups: Groups, images:
         reestimate_batchnorm(pruned, images)
 
 
-class _Stop(Exception):
-    """Ends a forward pass once the layer of interest has been seen."""
-
-
 def least_squares(pruned: nn.Module, dense: nn.Module, groups: Groups, kept: list[list[int]], images: Images,
                   options, generator: torch.Generator) -> float:
     """Refits all consumers of shrunken groups in order of execution, then re-estimates batch norms.
@@ -92,16 +88,11 @@ def least_squares(pruned: nn.Module, dense: nn.Module, groups: Groups, kept: lis
     Returns:
         Mean relative squared output error of the refitted consumers on the same images.
     """
-    images = images.first(len(images) - (len(images) % BATCH == 1))  # a single image has no batch statistics
-    names = _consumers(groups, kept)
-    rows = _output_rows(groups, kept)
+    names, rows = _consumers(groups, kept), _output_rows(groups, kept)
     where = _positions(dense, names, images, options.positions, generator)
-    targets = _outputs(dense, names, where, images)
-    errors = []
-    for name in names:
-        layer, target = pruned.get_submodule(name), targets.pop(name)
-        target = target if name not in rows else target[:, torch.tensor(rows[name])]
-        errors.append(_refit(layer, _inputs(pruned, name, where[name], images), target, options.ridge))
+    targets = {name: target if name not in rows else target[:, torch.tensor(rows[name])]
+               for name, target in _outputs(dense, names, where, images).items()}
+    errors = _refit_on_the_way(pruned, targets, where, images, options.ridge)
     reestimate_batchnorm(pruned, images)
     return sum(errors) / max(1, len(errors))
 
@@ -177,30 +168,34 @@ def _outputs(network: nn.Module, names: list[str], where: dict, images: Images) 
 
 
 @torch.no_grad()
-def _inputs(network: nn.Module, name: str, where: Tensor | None, images: Images) -> Tensor:
-    """Input patches of a layer [N * positions, d + 1]; batch norms use each batch's own statistics on the way."""
-    parts: list[Tensor] = []
+def _refit_on_the_way(network: nn.Module, targets: dict[str, Tensor], where: dict, images: Images,
+                      ridge: float) -> list[float]:
+    """One pass of all images at once, in which every layer of ``targets`` is refitted just before it runs.
 
-    def keep(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        parts.append(patches(layer, inputs[0], where)[0][0].cpu())
-        raise _Stop
+    So each sees what the repaired layers before it really give; batch norms use the images' own statistics. Relative
+    errors of the layers.
+    """
+    errors = []
 
-    handle = network.get_submodule(name).register_forward_pre_hook(keep)
+    def hook(name: str):
+        def refit(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows = patches(layer, inputs[0], where[name])[0][0].cpu()
+            errors.append(_refit(layer, rows, targets.pop(name), ridge))
+        return refit
+
+    hooks = [network.get_submodule(name).register_forward_pre_hook(hook(name)) for name in targets]
     norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
     kept = [(norm, norm.track_running_stats) for norm in norms]
     for norm in norms:
         norm.train()
         norm.track_running_stats = False
-    for x, _ in images.batches(BATCH):
-        try:
-            network(x)
-        except _Stop:
-            continue
-    handle.remove()
+    network(images.normalised(images.pixels))
+    for handle in hooks:
+        handle.remove()
     for norm, flag in kept:
         norm.track_running_stats = flag
     network.eval()
-    return torch.cat(parts)
+    return errors
 
 
 @torch.no_grad()
