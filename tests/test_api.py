@@ -318,7 +318,7 @@ def test_compress_a_network_that_calls_a_layer_twice():
 # --- the published functions
 
 @pytest.mark.parametrize("name", ["dep_graph_prune", "taylor_prune", "random_prune", "l1_prune", "l2_global_prune",
-                                  "hobs_uniform_prune"])
+                                  "fpgm_prune", "lamp_prune", "udfc_seed_prune", "hobs_uniform_prune"])
 def test_pruning_functions_remove_the_ratio(stream, name):
     network, loader = stream
     dense = cost.count(network, IMAGES[:1]).macs

@@ -11,6 +11,7 @@ from small import ZOO, assert_same, context, images, snapshot, statistics_of, zo
 
 from hobs_rspar import config, cost, surgery
 from hobs_rspar.config import available_methods, method_options
+from hobs_rspar.coupling import Member
 from hobs_rspar.curvature.gates import Gates, gate_gradients
 from hobs_rspar.curvature.statistics import collect
 from hobs_rspar.errors import UserError
@@ -22,7 +23,8 @@ QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2,
          "epochs": 1}
 SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rspar_first_order", "hobs_rspar_no_repair",
             "hobs_rspar_no_penalty"]
-WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "depgraph_seed"]
+WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
+                "udfc_seed"]
 
 
 def decide(name: str, where) -> PruningPlan:
@@ -86,7 +88,8 @@ def test_contract_on_other_networks_with_given_scores(name, method):
 
 def test_every_method_is_known_and_says_what_it_is():
     assert set(available_methods()) >= {"unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global",
-                                        "taylor_oneshot", "depgraph_seed", "hobs_uniform", *SEARCHED}
+                                        "fpgm", "lamp", "udfc_seed", "taylor_oneshot", "depgraph_seed",
+                                        "hobs_uniform", *SEARCHED}
     for name in available_methods():
         module = _registry.method(name)
         assert module.__doc__.strip() and set(module.Options.model_fields) == method_options(name)
@@ -122,7 +125,7 @@ def test_random_depends_on_the_seed_and_on_nothing_else():
     plans = [decide("random", context("resnet8", "random", seed=seed)).kept for seed in (1, 1, 2)]
     assert plans[0] == plans[1] != plans[2]
     assert [len(kept) for kept in plans[0]] == [len(kept) for kept in plans[2]]  # widths are uniform for all seeds
-    for method in ("l1", "l2_global", "depgraph_seed", "hobs_uniform", "taylor_oneshot"):
+    for method in ("l1", "l2_global", "fpgm", "lamp", "udfc_seed", "depgraph_seed", "hobs_uniform", "taylor_oneshot"):
         kept = [decide(method, context("resnet8", method, seed=seed)).kept for seed in (1, 2)]
         assert kept[0] == kept[1]
 
@@ -135,7 +138,7 @@ def test_repaired_controls_differ_by_repair_alone(method):
 
 def test_uniform_methods_share_their_widths():
     widths = {method: [len(kept) for kept in decide(method, context("resnet8", method)).kept]
-              for method in ("random", "l1", "depgraph_seed", "hobs_uniform")}
+              for method in ("random", "l1", "fpgm", "udfc_seed", "depgraph_seed", "hobs_uniform")}
     assert len({tuple(value) for value in widths.values()}) == 1
 
 
@@ -184,6 +187,48 @@ def test_l2_global_has_one_threshold_on_norms_relative_to_the_group():
     seen = np.array([len(kept) for kept in plan.kept])
     assert np.abs(seen - widths).sum() <= 1  # completion may move a channel
     assert len(set((seen / where.groups.sizes).round(1))) > 1
+
+
+def test_fpgm_ranks_by_the_distance_to_the_other_filters():
+    where, scores = context("resnet8", "fpgm"), []
+    state = {name: tensor.numpy().astype(float) for name, tensor in where.network.state_dict().items()}
+    for group in where.groups:
+        total = np.zeros(group.channels)
+        for member in group.with_role("producer", "depthwise"):
+            filters = state[f"{member.layer}.weight"].reshape(len(state[f"{member.layer}.weight"]), -1)
+            total += [sum(np.linalg.norm(filters[index[0]] - other) for other in filters) for index in member.index]
+        scores.append(total)
+    ranking(where, scores, decide("fpgm", where))
+
+
+def test_fpgm_removes_what_the_others_can_replace():
+    """Two equal filters beside large and small ones that differ: one of the twins goes, however large."""
+    layer = torch.nn.Conv2d(1, 5, 1, bias=False)
+    layer.weight.data = torch.tensor([9.0, 3.0, 3.1, -8.0, 3.0])[:, None, None, None]
+    group = type(zoo_groups("resnet8")[0])("layer", 5, (Member("layer", "producer", tuple((i,) for i in range(5))),))
+    found = _registry.method("fpgm").distances(torch.nn.ModuleDict({"layer": layer}), group)
+    assert found.argsort().tolist()[:3] in ([1, 4, 2], [4, 1, 2]) and found.argmax() == 3
+
+
+def test_lamp_scores_are_those_of_the_paper():
+    share = _registry.method("lamp").share_of_the_rest
+    assert share(torch.tensor([4.0, 1.0, 5.0])).tolist() == pytest.approx([4 / 9, 1 / 10, 1])
+    equal = share(torch.tensor([2.0, 2.0, 2.0, 2.0]))
+    assert equal.tolist() == pytest.approx([1 / 4, 1 / 3, 1 / 2, 1])  # as if the first had gone before the second
+    where = context("resnet8", "lamp", budget=0.5)
+    scores = [share(torch.from_numpy(part).square()).numpy() for part in filter_sums(where, 2, ("producer",))]
+    plan = decide("lamp", where)
+    ranking(where, scores, plan)
+    assert len({round(len(group.kept) / group.channels, 1) for group in plan.groups}) > 1
+
+
+def test_udfc_seed_strides_down_the_ranking():
+    strided = _registry.method("udfc_seed").strided
+    norms = torch.tensor([5.0, 1.0, 4.0, 2.0, 3.0, 0.0])
+    assert strided(norms, 3).nonzero()[:, 0].tolist() == [0, 1, 4]  # every second: norms 5, 3 and 1
+    assert strided(norms, 4).nonzero()[:, 0].tolist() == [0, 2, 3, 4]  # more than half: the largest
+    where = context("resnet8", "udfc_seed", budget=0.6)
+    assert decide("udfc_seed", where).kept == decide("l1", context("resnet8", "l1", budget=0.6)).kept
 
 
 def dead_channels(name: str = "resnet8", count: int = 4):

@@ -30,6 +30,9 @@ _PUBLIC = {
     "l1_prune": "baselines",
     "l1_repair_prune": "baselines",
     "l2_global_prune": "baselines",
+    "fpgm_prune": "baselines",
+    "lamp_prune": "baselines",
+    "udfc_seed_prune": "baselines",
     "hobs_uniform_prune": "baselines",
     "hobs_rspar_prune": "baselines",
 }

@@ -68,6 +68,21 @@ def l2_global_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **
     return _prune("l2_global", model, dataloader, pruning_ratio, kwargs)
 
 
+def fpgm_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
+    """Filters nearest to the geometric median of their layer go (He et al. 2019). Arguments as ``dep_graph_prune``."""
+    return _prune("fpgm", model, dataloader, pruning_ratio, kwargs)
+
+
+def lamp_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
+    """LAMP scores of channels, one threshold for all (after Lee et al. 2021). Arguments as ``dep_graph_prune``."""
+    return _prune("lamp", model, dataloader, pruning_ratio, kwargs)
+
+
+def udfc_seed_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
+    """UDFC as the source documents describe it: even strides by L1 norm. Arguments as ``dep_graph_prune``."""
+    return _prune("udfc_seed", model, dataloader, pruning_ratio, kwargs)
+
+
 def hobs_uniform_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
     """H-OBS at uniform widths, with least-squares repair. Arguments as ``dep_graph_prune``."""
     return _prune("hobs_uniform", model, dataloader, pruning_ratio, kwargs)

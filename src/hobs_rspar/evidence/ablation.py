@@ -17,7 +17,8 @@ VARIANTS = {
     "hobs_rspar_no_penalty": "local search and λ(t): PPO without penalty",
     "hobs_rspar_no_repair": "repair before recovery",
 }
-DISTILLATION = "not measured: distillation is in all recoveries of a study or in none (finetune.distillation.weight)"
+DISTILLATION = ("not measured: distillation is in all recoveries of a study or in none; the study no_distillation is "
+                "without (make study STUDY=no_distillation)")
 COLUMNS = (
     Column("variant", "Variant"),
     Column("without", "Without", wrap=0.2),

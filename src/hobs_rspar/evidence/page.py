@@ -17,7 +17,7 @@ from hobs_rspar.evidence.statistics import Interval
 from hobs_rspar.evidence.summary import LATENCY_BATCH, OURS, REFERENCE, THROUGHPUT_BATCH, MethodSummary, Summary
 from hobs_rspar.evidence.table_formats import NOT_MEASURED as EMPTY
 from hobs_rspar.evidence.table_formats import Column, Table
-from hobs_rspar.evidence.tables import budget, conditions, subject, wilcoxon_note
+from hobs_rspar.evidence.tables import budget, conditions, recovery_in_words, subject, wilcoxon_note
 
 TEMPLATE = Path(__file__).with_name("page.html.j2")
 T1_HEADINGS = ("Method", "n", "Top-1, test (%)", "Before recovery (%)", "MACs kept", "Parameters kept",
@@ -30,7 +30,7 @@ here includes the spread over dense networks.
 {n} per method. {wilcoxon}
 The {images} test images alone give an accuracy a standard error of {error:.2f} points; differences are paired on the \
 same images.
-Every method has {recovery} of recovery. Another recovery may change the order of the methods.
+Every method has {recovery}. Another recovery may change the order of the methods.
 One network, one data set, one budget ({budget}): nothing follows for others, and a claim about a Pareto front would \
 need five operating points or more.
 The methods differ in criterion and allocator together; which of the two matters is not separated here.
@@ -126,13 +126,12 @@ def recipe(evidence: Evidence) -> list[tuple[str, str]]:
 def limitations(evidence: Evidence, summary: Summary) -> list[str]:
     """What the study cannot show; every number is computed from it."""
     images = next(iter(evidence.cells.values()))["test_images"]
-    share, epochs = evidence.reference["top1_test"] / 100, evidence.params.finetune.epochs
+    share = evidence.reference["top1_test"] / 100
     error = 100 * math.sqrt(share * (1 - share) / images)
     timings = (f"Timings belong to one platform ({evidence.platform}) and one mode, with one process per cell; the "
                "dense network is timed in the same process." if evidence.timings else "Nothing is timed yet.")
     return LIMITS.format(n=summary.n, wilcoxon=wilcoxon_note(evidence, summary), images=f"{images:,}", error=error,
-                         recovery=f"{epochs} epoch{'s' * (epochs > 1)}", budget=budget(evidence),
-                         timings=timings).splitlines()
+                         recovery=recovery_in_words(evidence), budget=budget(evidence), timings=timings).splitlines()
 
 
 def _text(value) -> str:

@@ -131,14 +131,21 @@ def budget(evidence: Evidence) -> str:
 
 def conditions(evidence: Evidence) -> str:
     """How the numbers came about: recovery, device, threads, versions."""
-    recipe = evidence.params.finetune
-    recovery = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)} of recovery"
+    recovery = recovery_in_words(evidence)
     seen = evidence.fingerprint
     if not seen:
         return f"Conditions: {recovery}; no timings"
     measured = f"{seen['mode']} {seen['dtype']} {seen['layout']}" if "mode" in seen else "eager"
     return (f"Conditions: {recovery}; {seen.get('device', evidence.platform)}, {seen.get('threads')} "
             f"thread{'s' * (seen.get('threads') != 1)}, torch {seen.get('torch')}, {measured}")
+
+
+def recovery_in_words(evidence: Evidence) -> str:
+    """Length of the study's recovery, and whether it had a teacher."""
+    recipe = evidence.params.finetune
+    epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)} of recovery"
+    length = f"{recipe.epochs * recipe.images:,} images in {epochs}" if recipe.images else epochs
+    return f"{length}, the dense network as teacher" if recipe.distillation.weight > 0 else length
 
 
 def wilcoxon_note(evidence: Evidence, summary: Summary) -> str:
