@@ -1,4 +1,7 @@
-"""Stage allocate: one method decides, for one seed, which channels every group keeps. Writes plan.json."""
+"""Stage allocate: one method decides, for one seed, which channels every group keeps.
+
+Writes plan.json, and weights.safetensors: those that the method trained, without tensors where it trained none.
+"""
 
 import json
 import time
@@ -36,6 +39,7 @@ def main() -> None:
     plan = _registry.method(method).plan(context, options)
     plan.check(groups)
     plan.save(paths.cell(context.cell) / "plan.json")
+    checkpoint.save_tensors(paths.cell(context.cell) / "weights.safetensors", plan.weights or {})
     seconds = record_seconds(paths.cost(context.cell, "allocate"), started)
     searched = f", {plan.search['evaluations']} allocations evaluated" if plan.search else ""
     print(f"allocate {context.cell}: kept {plan.macs_ratio:.4f} of MACs (budget {budget:g}){searched}, {seconds:.0f} s")

@@ -37,6 +37,8 @@ def main() -> None:
     groups = Groups.from_json(json.loads((paths.dense / "groups.json").read_text()))
     plan = PruningPlan.load(folder / "plan.json")
     plan.check(groups)
+    if trained := checkpoint.load_tensors(folder / "weights.safetensors")[0]:
+        dense = checkpoint.fit(dense, trained, str(folder / "weights.safetensors"))
     pruned = surgery.remove(dense, spec.example(), plan)
     counted = check_budget(pruned, dense, spec, plan, params.allocation.tolerance)
 

@@ -272,5 +272,6 @@ def context(name: str, method: str, seed: int = 42, budget: float = 0.5, parts: 
         parts = {"gates": gates, "factors": factors}
     calibration = images(128, spec.in_channels, spec.image_size, spec.classes)
     validation = images(1000, spec.in_channels, spec.image_size, spec.classes, seed=1)
-    inputs = WatchedInputs(parts, {"calibration": calibration, "validation": validation})
+    train = images(96, spec.in_channels, spec.image_size, spec.classes, seed=2)
+    inputs = WatchedInputs(parts, {"train": train, "calibration": calibration, "validation": validation})
     return Context(zoo(name), spec, zoo_groups(name), method, seed, "none", budget, 0.1, 0.01, inputs)

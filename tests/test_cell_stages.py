@@ -59,6 +59,23 @@ def test_repair_is_measured_in_steps(study, monkeypatch, method):
         assert all(torch.equal(a, b) for a, b in zip(left.state_dict().values(), network.state_dict().values()))
 
 
+def test_weights_that_a_method_trained_are_the_ones_that_are_cut(study, monkeypatch):
+    small = {"images": 64, "batch_size": 32, "strength": 1.0}
+    set_params(study, methods__depgraph=small, study__methods=["depgraph", "l1"])
+    cell, plain = (pruned(study, monkeypatch, method) for method in ("depgraph", "l1"))
+    trained, nothing = (checkpoint.load_tensors(folder / "weights.safetensors")[0] for folder in (cell, plain))
+    plan = PruningPlan.load(cell / "plan.json")
+    dense, spec = checkpoint.load_with_spec(study / "artifacts/dense/fashion_mnist_resnet8/dense.safetensors")
+    assert nothing == {} and plan.weights is None and plan.extra_training_images == 64
+    assert any(not torch.equal(tensor, trained[name]) for name, tensor in dense.state_dict().items())
+    dense.load_state_dict(trained)
+    wanted = remove(dense, spec.example(), plan).state_dict()
+    assert all(torch.equal(tensor, wanted[name])
+               for name, tensor in checkpoint.load(cell / "pruned.safetensors").state_dict().items())
+    (cell / "weights.safetensors").unlink()
+    assert "depgraph-7/weights.safetensors not found" in stage("prune", monkeypatch, "depgraph", "7")
+
+
 # --- finetune
 
 def points(cell) -> list[dict]:

@@ -23,12 +23,14 @@ QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2,
          "epochs": 1}
 SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rspar_first_order", "hobs_rspar_no_repair",
             "hobs_rspar_no_penalty"]
+TRAINED = {"depgraph": {"images": 64, "batch_size": 32}}  # methods that train, and options that keep it short
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
                 "udfc_seed"]
 
 
 def decide(name: str, where) -> PruningPlan:
-    return _registry.method(name).plan(where, _registry.options(name, QUICK if name in SEARCHED else {}))
+    options = QUICK if name in SEARCHED else TRAINED.get(name, {})
+    return _registry.method(name).plan(where, _registry.options(name, options))
 
 
 def assert_valid(plan: PruningPlan, name: str, where) -> None:
@@ -64,11 +66,14 @@ def test_contract(method, budget, tmp_path):
     assert where.inputs.asked() <= {"train", "calibration", "validation"}
     again = decide(method, context("resnet8", method, budget=budget))
     assert again == plan
+    assert (plan.weights is not None) == (plan.extra_training_images > 0) == (method in TRAINED)
+    for name, tensor in (plan.weights or {}).items():
+        assert torch.equal(tensor, again.weights[name])
     plan.save(tmp_path / "plan.json")
     assert PruningPlan.load(tmp_path / "plan.json") == plan
 
 
-@pytest.mark.parametrize("method", WEIGHTS_ONLY)
+@pytest.mark.parametrize("method", [*WEIGHTS_ONLY, *TRAINED])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "vgg16_bn_cifar"])
 def test_contract_on_other_networks(name, method):
     where = context(name, method, budget=0.4, parts={})
@@ -208,6 +213,53 @@ def test_fpgm_removes_what_the_others_can_replace():
     group = type(zoo_groups("resnet8")[0])("layer", 5, (Member("layer", "producer", tuple((i,) for i in range(5))),))
     found = _registry.method("fpgm").distances(torch.nn.ModuleDict({"layer": layer}), group)
     assert found.argsort().tolist()[:3] in ([1, 4, 2], [4, 1, 2]) and found.argmax() == 3
+
+
+def test_depgraph_pulls_as_the_derivative_of_its_penalty():
+    """Against autograd of the sum over groups of gamma_k / 2 times the squared norm of channel k, gamma held fixed."""
+    depgraph, groups = _registry.method("depgraph"), zoo_groups("resnet8")
+    network, reference = copy.deepcopy(zoo("resnet8")), copy.deepcopy(zoo("resnet8"))
+    options = depgraph.Options(strength=0.3, alpha=3.0)
+    for parameter in network.parameters():
+        parameter.grad = torch.zeros_like(parameter)
+    depgraph.pull(network, groups, options)
+    penalty = 0
+    for group in groups:
+        squared = []
+        for channel in range(group.channels):
+            weights = [(reference.get_submodule(m.layer).weight, m) for m in group.members]
+            squared.append(sum((w[:, list(m.index[channel])] if m.role == "consumer" else w[list(m.index[channel])])
+                               .square().sum() for w, m in weights))
+        values = torch.stack(squared)
+        fixed = values.detach().double()
+        gamma = 2 ** (3.0 * (fixed.max() - fixed) / (fixed.max() - fixed.min()))
+        penalty = penalty + 0.3 * (gamma * values).sum() / 2
+    penalty.backward()
+    for (name, ours), theirs in zip(network.named_parameters(), reference.parameters()):
+        wanted = torch.zeros_like(theirs) if theirs.grad is None else theirs.grad
+        assert torch.allclose(ours.grad, wanted, rtol=1e-4, atol=1e-6), name
+    assert depgraph.strengths(torch.tensor([2.0, 2.0]), 4.0).tolist() == [1, 1]  # equal norms: no division by zero
+
+
+def test_depgraph_trains_weak_channels_away_and_keeps_strong_ones():
+    """Planted: weights of a few channels almost zero, those of another few doubled; sparse training and its plan."""
+    where, weak, strong = context("resnet8", "depgraph", budget=0.6), [2, 7, 11], [4, 9]
+    where.network = copy.deepcopy(where.network)
+    group = where.groups.named("layer2.0.conv1")
+    with torch.no_grad():
+        for member in group.members:
+            weight = where.network.get_submodule(member.layer).weight
+            part = weight.transpose(0, 1) if member.role == "consumer" else weight
+            part[member.of(weak)] *= 0.1
+            part[member.of(strong)] *= 2
+    depgraph = _registry.method("depgraph")
+    plan = depgraph.plan(where, depgraph.Options(images=96, batch_size=16, strength=0.3))
+    kept = set(next(part for part in plan.groups if part.name == group.name).kept)
+    assert not kept & set(weak) and kept >= set(strong)
+    filters = {name: state["layer2.0.conv1.weight"].flatten(1).norm(dim=1) for name, state in
+               (("before", where.network.state_dict()), ("after", plan.weights))}
+    left = filters["after"] / filters["before"]
+    assert left[weak].max() < 0.9 * left[strong].min() and plan.extra_training_images == 96
 
 
 def test_lamp_scores_are_those_of_the_paper():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -123,6 +124,9 @@ def _carry_out(model: nn.Module, plan: PruningPlan, context: Context, calibratio
                validation: Images) -> tuple[nn.Module, dict]:
     """Surgery, repair, and the report."""
     example = calibration.normalised(calibration.pixels[:1])
+    if plan.weights is not None:
+        model = copy.deepcopy(model)
+        model.load_state_dict(plan.weights)
     pruned = surgery.remove(model, example, plan)
     top1 = {"dense": accuracy(logits(model, validation), validation.labels),
             "pruned": accuracy(logits(pruned, validation), validation.labels)}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 from hobs_rspar.errors import UserError
@@ -35,6 +35,7 @@ class PruningPlan:
         groups: one :class:`GroupPlan` per group.
         search: history of a search, or None.
         extra_training_images: images that the method trained on before recovery.
+        weights: state dict of the dense network as the method trained it, or None; a file of its own, not JSON.
     """
 
     network: str
@@ -49,6 +50,7 @@ class PruningPlan:
     groups: list[GroupPlan]
     search: dict | None = None
     extra_training_images: int = 0
+    weights: dict | None = field(default=None, compare=False, repr=False)
     macs_ratio: float = field(init=False)
 
     def __post_init__(self):
@@ -62,7 +64,9 @@ class PruningPlan:
     def save(self, path: Path | str) -> None:
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        text = asdict(replace(self, weights=None))
+        del text["weights"]
+        path.write_text(json.dumps(text, indent=1) + "\n")
 
     @classmethod
     def load(cls, path: Path | str) -> PruningPlan:

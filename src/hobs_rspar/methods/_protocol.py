@@ -104,6 +104,10 @@ class Context:
         return self.inputs.images("calibration")
 
     @cached_property
+    def train(self) -> data.Images:
+        return self.inputs.images("train")
+
+    @cached_property
     def validation(self) -> data.Images:
         return self.inputs.images("validation")
 
@@ -122,7 +126,7 @@ class Context:
         return list(values.split(self.groups.sizes.tolist(), -1))
 
     def keep_best(self, scores: Sequence[Tensor], widths: np.ndarray, decided_by: str, *, repair: str = "none",
-                  search: dict | None = None) -> PruningPlan:
+                  search: dict | None = None, trained: nn.Module | None = None, images: int = 0) -> PruningPlan:
         """The plan that keeps the channels with the highest scores.
 
         Args:
@@ -131,6 +135,8 @@ class Context:
             decided_by: criterion and allocator in words.
             repair: ``none``, ``batchnorm`` or ``least_squares``, carried out by the prune stage.
             search: history of a search.
+            trained: the dense network with the weights that the method trained, which surgery then cuts.
+            images: that the method trained on.
         """
         parts = []
         for group, score, width in zip(self.groups, scores, widths):
@@ -138,6 +144,9 @@ class Context:
             reason = f"kept whole: {group.protected}" if group.protected else \
                 f"{int(width)} of {group.channels} ({width / group.channels:.0%}): {decided_by}"
             parts.append(GroupPlan(group.name, group.channels, kept, reason))
+        weights = None
+        if trained is not None:
+            weights = {name: part.detach().cpu().contiguous() for name, part in trained.state_dict().items()}
         return PruningPlan(self.spec.name, self.dataset, self.method, self.seed, {"macs": self.budget},
                            int(self.groups.macs(np.asarray(widths))), self.groups.dense_macs, decided_by, repair, parts,
-                           search)
+                           search, images, weights)

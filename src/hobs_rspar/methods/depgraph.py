@@ -1,0 +1,122 @@
+"""DepGraph: group sparse training, then the normalised group norm, removed step by step, one threshold for all groups.
+
+Paper: Fang et al., DepGraph: Towards Any Structural Pruning, CVPR 2023. Faithful: dependency groups; the norm over all
+parameters that a channel takes with it; sparse training, in which every parameter is pulled to zero with the strength
+2^(alpha (Imax - I) / (Imax - Imin)) of its channel's norm I within the group, alpha = 4; norms relative to the group's
+largest (as the authors' code does) compared over the whole network; removal in steps, after each of which norms are
+taken over what is left. Simplified: one short epoch instead of 100 (counted and shown), with a stronger pull to make up
+for it; 20 steps instead of 400; in place of the authors' budget of speed-up, the study's budget of MACs and its floors.
+Published: ResNet-56 on CIFAR-10 93.53 to 93.77 % at 2.11x, ResNet-50 on ImageNet 76.15 to 75.83 % at 1.99 G MACs.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Annotated
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from hobs_rspar.allocation.threshold import threshold_widths
+from hobs_rspar.batchnorm import wide_batchnorm
+from hobs_rspar.config import Fraction, Positive, Section
+from hobs_rspar.coupling import Group, Groups, Member
+from hobs_rspar.criteria import group_norms
+from hobs_rspar.data import random_crops
+from hobs_rspar.methods._protocol import Context
+from hobs_rspar.plan import PruningPlan
+from hobs_rspar.progress import bar
+from hobs_rspar.training import SGD, autocast, learning_rate
+
+STEPS = 20  # of removal
+
+
+class Options(Section):
+    """Options of the sparse training; params.yaml says what each is for."""
+
+    images: Positive = 10_000
+    batch_size: Positive = 128
+    learning_rate: Annotated[float, Field(gt=0)] = 0.01
+    strength: Annotated[float, Field(ge=0)] = 0.02
+    alpha: Annotated[float, Field(ge=0)] = 4.0
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    warmup: Fraction = 0.2
+
+
+def plan(context: Context, options: Options) -> PruningPlan:
+    network = copy.deepcopy(context.network)
+    seen = sparse_training(network, context, options)
+    norms, widths = removed_in_steps(network, context)
+    return context.keep_best(norms, widths, "normalised group norm after sparse training, global threshold in steps",
+                             trained=network, images=seen)
+
+
+def sparse_training(network: nn.Module, context: Context, options: Options) -> int:
+    """Trains ``network`` with the pull towards zero; the images seen."""
+    train, random = context.train, context.generator
+    steps = max(1, min(options.images, len(train)) // options.batch_size)
+    order = torch.randperm(len(train), generator=random)
+    descent = SGD(network, options, {})
+    network.train()
+    with wide_batchnorm(network):
+        for step in bar(range(steps), "sparse training"):
+            index = order[step * options.batch_size:(step + 1) * options.batch_size].to(train.pixels.device)
+            x = train.normalised(random_crops(train.pixels[index], train.pixels.shape[-1], True, random))
+            with autocast(x.device, "bf16"):
+                out = network(x).float()
+            F.cross_entropy(out, train.labels[index]).backward()
+            pull(network, context.groups, options)
+            descent.step(learning_rate(options, step, steps))
+    network.eval()
+    return steps * options.batch_size
+
+
+@torch.no_grad()
+def pull(network: nn.Module, groups: Groups, options: Options) -> None:
+    """Adds to the gradient of every weight of a group: strength x its channel's gamma x the weight."""
+    for group, norms in zip(groups, group_norms(network, groups)):
+        gamma = strengths(norms, options.alpha) * options.strength
+        for member in group.members if not group.protected else ():
+            weight = network.get_submodule(member.layer).weight
+            weight.grad += spread(gamma, member, weight) * weight
+
+
+def strengths(norms: Tensor, alpha: float) -> Tensor:
+    """2^(alpha (Imax - I) / (Imax - Imin)) of a group's channels [channels]; 1 where all are equal."""
+    squared = norms.square()
+    span = squared.max() - squared.min()
+    return 2 ** (alpha * (squared.max() - squared) / span.clamp_min(1e-30))
+
+
+def spread(gamma: Tensor, member: Member, weight: Tensor) -> Tensor:
+    """A channel's strength at all of its places in a weight, shaped to multiply it; 0 where the group has none."""
+    axis = 1 if member.role == "consumer" else 0
+    values = torch.zeros(weight.shape[axis], dtype=gamma.dtype)
+    values[torch.tensor(member.index)] = gamma[:, None]
+    return values.view([-1 if dimension == axis else 1 for dimension in range(weight.dim())]).to(weight)
+
+
+def removed_in_steps(network: nn.Module, context: Context) -> tuple[list[Tensor], np.ndarray]:
+    """Norms relative to the group's largest, those of channels that are gone 0, and the widths [groups] at the end."""
+    groups, left = context.groups, copy.deepcopy(network)
+    for step in range(1, STEPS + 1):
+        norms = [norm / norm.max().clamp_min(1e-30) for norm in group_norms(left, groups)]
+        budget = 1 - (1 - context.budget) * step / STEPS
+        tolerance = context.tolerance if step == STEPS else 1.0  # on the way, no exact budget is needed
+        widths = threshold_widths(groups, norms, budget, context.min_ratio, tolerance)
+        if step < STEPS:
+            for group, norm, width in zip(groups, norms, widths):
+                close(left, group, torch.argsort(norm, stable=True)[:group.channels - int(width)].tolist())
+    return norms, widths
+
+
+@torch.no_grad()
+def close(network: nn.Module, group: Group, channels: list[int]) -> None:
+    """Sets all parameters of some channels to zero, wherever the group has them."""
+    for member in group.members if channels else ():
+        layer, places = network.get_submodule(member.layer), torch.tensor(member.of(channels))
+        layer.weight.index_fill_(1 if member.role == "consumer" else 0, places.to(layer.weight.device), 0)
