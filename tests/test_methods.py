@@ -1,6 +1,7 @@
 """One contract for all methods: budget met, valid plan, the same for the same seed, inputs untouched, no test data."""
 
 import copy
+import importlib
 import json
 from pathlib import Path
 
@@ -23,9 +24,9 @@ QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2,
          "epochs": 1}
 SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rspar_first_order", "hobs_rspar_no_repair",
             "hobs_rspar_no_penalty"]
-TRAINED = {"depgraph": {"images": 64, "batch_size": 32}}  # methods that train, and options that keep it short
+TRAINED = dict.fromkeys(("depgraph", "structalign", "bilevel"), {"images": 64, "batch_size": 32})  # kept short
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
-                "udfc_seed"]
+                "udfc", "udfc_seed"]
 
 
 def decide(name: str, where) -> PruningPlan:
@@ -66,7 +67,8 @@ def test_contract(method, budget, tmp_path):
     assert where.inputs.asked() <= {"train", "calibration", "validation"}
     again = decide(method, context("resnet8", method, budget=budget))
     assert again == plan
-    assert (plan.weights is not None) == (plan.extra_training_images > 0) == (method in TRAINED)
+    assert (plan.extra_training_images > 0) == (method in TRAINED)
+    assert (plan.weights is not None) == (method in (*TRAINED, "udfc"))
     for name, tensor in (plan.weights or {}).items():
         assert torch.equal(tensor, again.weights[name])
     plan.save(tmp_path / "plan.json")
@@ -262,6 +264,66 @@ def test_depgraph_trains_weak_channels_away_and_keeps_strong_ones():
     assert left[weak].max() < 0.9 * left[strong].min() and plan.extra_training_images == 96
 
 
+@pytest.mark.parametrize("name", ["structalign", "bilevel"])
+def test_learnt_gates_close_dead_channels_and_keep_vital_ones(name):
+    """Dead: always zero. Vital: scaled up, so that closing one changes everything that comes after."""
+    network, _, dead = dead_channels()
+    vital = {"layer1.0.conv1": [0, 4], "layer3.0.conv1": [3, 30]}
+    with torch.no_grad():
+        for layer, channels in vital.items():
+            network.get_submodule(layer.replace("conv1", "bn1")).weight[channels] *= 8
+    where = context("resnet8", name, budget=0.5)
+    where.network = network
+    module = _registry.method(name)
+    options = module.Options(images=960, batch_size=16, gate_rate=0.1 if name == "bilevel" else 0.01)
+    logits, images = module.trained(copy.deepcopy(network), where, options)
+    assert images == 1920 if name == "bilevel" else images == 16 * (60 + 48)
+    for group, part in zip(where.groups, logits.split(where.groups.sizes.tolist())):
+        if group.name in dead:
+            assert part[dead[group.name]].mean() < part[vital[group.name]].mean(), group.name
+
+
+def test_sampled_gates_are_binary_with_the_gradient_of_the_sigmoid():
+    gated = importlib.import_module("hobs_rspar.methods._gated")
+    logits = torch.linspace(-3, 3, 2000).requires_grad_()
+    value = gated.sampled(logits, 0.4, torch.Generator().manual_seed(0))
+    assert set(value.tolist()) <= {0.0, 1.0} and (logits.grad is None)
+    for low, high in ((-3, -2), (-0.5, 0.5), (2, 3)):  # open as often as the logit says
+        some = (logits >= low) & (logits < high)
+        assert value[some].mean().item() == pytest.approx(torch.sigmoid(logits[some]).mean().item(), abs=0.05)
+    value.sum().backward()
+    noise = torch.rand(2000, generator=torch.Generator().manual_seed(0)).clamp(1e-6, 1 - 1e-6).logit()
+    soft = torch.sigmoid((logits.detach() + noise) / 0.4)
+    assert torch.allclose(logits.grad, soft * (1 - soft) / 0.4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2"])
+def test_macs_of_gates_are_those_of_the_pruned_network(name):
+    gated, groups = importlib.import_module("hobs_rspar.methods._gated"), zoo_groups(name)
+    macs, random = gated.Macs(groups, torch.device("cpu")), torch.Generator().manual_seed(0)
+    for _ in range(3):
+        value = macs.opened((torch.rand(int(groups.sizes.sum()), generator=random) > 0.4).float())
+        widths = np.array([int(part.sum()) for part in value.split(groups.sizes.tolist())])
+        assert macs.ratio(value).item() == pytest.approx(int(groups.macs(widths)) / groups.dense_macs, rel=1e-4)
+    assert macs.overshoot(value, 1.0).item() == 0
+    assert macs.overshoot(value, 0.01).item() == pytest.approx(np.log(macs.ratio(value).item() / 0.01), rel=1e-4)
+
+
+def test_the_partial_lasso_shrinks_the_filters_of_closed_gates():
+    structalign, groups = _registry.method("structalign"), zoo_groups("resnet8")
+    network, before = copy.deepcopy(zoo("resnet8")), zoo("resnet8")
+    value = torch.ones(int(groups.sizes.sum()))
+    start = int(groups.sizes[:[group.name for group in groups].index("layer2.0.conv1")].sum())
+    value[start:start + 8] = 0  # a quarter of the group
+    structalign.shrink(network, groups, value, 0.4)
+    for (name, after), old in zip(network.named_parameters(), before.parameters()):
+        if name != "layer2.0.conv1.weight":
+            assert torch.equal(after, old), name
+    norms, old = (net.layer2[0].conv1.weight.flatten(1).norm(dim=1) for net in (network, before))
+    assert torch.allclose(norms[:8], (old[:8] - 0.4 * 8 / 32).clamp_min(0), atol=1e-5)
+    assert torch.equal(norms[8:], old[8:])
+
+
 def test_lamp_scores_are_those_of_the_paper():
     share = _registry.method("lamp").share_of_the_rest
     assert share(torch.tensor([4.0, 1.0, 5.0])).tolist() == pytest.approx([4 / 9, 1 / 10, 1])
@@ -272,6 +334,45 @@ def test_lamp_scores_are_those_of_the_paper():
     plan = decide("lamp", where)
     ranking(where, scores, plan)
     assert len({round(len(group.kept) / group.channels, 1) for group in plan.groups}) > 1
+
+
+def test_udfc_solves_the_papers_least_squares():
+    """Against numpy, filter by filter; the division by gamma as in the paper."""
+    udfc, random = _registry.method("udfc"), np.random.default_rng(0)
+    layer, norm = torch.nn.Conv2d(3, 9, 3), torch.nn.BatchNorm2d(9).eval()
+    for tensor in (norm.weight.data, norm.running_var):
+        tensor.copy_(torch.from_numpy(random.uniform(0.5, 2, 9)))
+    for tensor in (norm.bias.data, norm.running_mean):
+        tensor.copy_(torch.from_numpy(random.normal(size=9)))
+    kept, gone, alpha = torch.tensor([0, 2, 3, 7]), torch.tensor([1, 4, 5, 6, 8]), 0.3
+    found = udfc.coefficients(layer, norm, kept, gone, alpha).detach().numpy()
+    weight = layer.weight.detach().double().numpy().reshape(9, -1)
+    gamma, beta, mean = (t.detach().double().numpy() for t in (norm.weight, norm.bias, norm.running_mean))
+    sigma = np.sqrt(norm.running_var.double().numpy() + norm.eps)
+    constant = beta - gamma * mean / sigma
+    for row, j in zip(found, gone.tolist()):
+        columns = np.stack([gamma[i] * sigma[j] / (sigma[i] * gamma[j]) * weight[i] for i in kept.tolist()], 1)
+        stacked = np.vstack([columns, np.sqrt(alpha) * constant[kept.numpy()][None]])
+        wanted = np.linalg.lstsq(stacked, np.append(weight[j], np.sqrt(alpha) * constant[j]), rcond=None)[0]
+        assert row == pytest.approx(wanted, abs=1e-4)
+
+
+@torch.no_grad()
+def test_udfc_loses_nothing_where_a_removed_filter_is_a_multiple_of_a_kept_one():
+    """Half of a group's filters are half of the others: plainly pruned the output changes, compensated it does not."""
+    network, groups, udfc = copy.deepcopy(zoo("resnet8")), zoo_groups("resnet8"), _registry.method("udfc")
+    group, layer, norm = groups.named("layer2.0.conv1"), network.layer2[0].conv1, network.layer2[0].bn1
+    layer.weight[16:] = 0.5 * layer.weight[:16]
+    for tensor, factor in ((norm.running_mean, 0.5), (norm.running_var, 0.25), (norm.weight, 0.5), (norm.bias, 0.5)):
+        tensor[16:] = factor * tensor[:16]
+    x, plain = images(8, 1, 28, 10), copy.deepcopy(network)
+    wanted = network(x.normalised(x.pixels))
+    udfc.fold(network, group, torch.arange(16), torch.arange(16, 32), 0.01)
+    for net in (network, plain):
+        for member in group.with_role("consumer"):
+            net.get_submodule(member.layer).weight[:, 16:] = 0
+    assert torch.allclose(network(x.normalised(x.pixels)), wanted, atol=1e-2 * wanted.std())
+    assert (plain(x.normalised(x.pixels)) - wanted).abs().max() > 0.1 * wanted.std()
 
 
 def test_udfc_seed_strides_down_the_ranking():
