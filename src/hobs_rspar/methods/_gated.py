@@ -2,31 +2,53 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Annotated
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar.allocation.space import Space
+from hobs_rspar.batchnorm import wide_batchnorm
+from hobs_rspar.config import Fraction, Positive, Section
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.gates import Gates
 from hobs_rspar.data import Images, random_crops
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
-from hobs_rspar.training import autocast
+from hobs_rspar.progress import bar
+from hobs_rspar.training import SGD, autocast, learning_rate
+
+TEMPERATURE, OPEN = 0.4, 3.0  # of the Gumbel-sigmoid, and the first logits: gates begin open
 
 
-def sampled(logits: Tensor, temperature: float, random: torch.Generator) -> Tensor:
+Above = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+
+
+class Options(Section):
+    """Options of a training of weights and gates; params.yaml says what each is for."""
+
+    images: Positive = 10_000
+    batch_size: Positive = 128
+    learning_rate: Above = 0.01
+    gate_rate: Above = 0.1
+    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
+    weight_decay: NonNegative = 5e-4
+    warmup: Fraction = 0.2
+
+
+def sampled(logits: Tensor, random: torch.Generator) -> Tensor:
     """Gates, each 0 or 1, by Gumbel-sigmoid with the straight-through gradient (Jang et al. 2017).
 
     Args:
         logits: of the gates being open [channels].
-        temperature: of the sigmoid; a small one is nearly a step.
         random: draws the logistic noise, on the CPU.
     """
     noise = torch.rand(logits.shape, generator=random).clamp(1e-6, 1 - 1e-6).logit().to(logits.device)
-    soft = torch.sigmoid((logits + noise) / temperature)
+    soft = torch.sigmoid((logits + noise) / TEMPERATURE)
     return (soft > 0.5).to(soft) + (soft - soft.detach())
 
 
@@ -76,6 +98,41 @@ def loss_under(network: nn.Module, gates: Gates, value: Tensor, batch: tuple[Ten
     with gates.applied(network, value[None]), autocast(x.device, "bf16"):
         out = network(x).float()
     return F.cross_entropy(out, labels)
+
+
+def alternate(network: nn.Module, context: Context, options: Options, parameters: list[Tensor],
+              value: Callable[[], Tensor], penalty: Callable[[Tensor], Tensor], upper: Images) -> int:
+    """Steps of the gates' parameters by Adam, and of the weights under the same gates by SGD, in turns.
+
+    Args:
+        network: the dense network's copy; its weights are trained on training images.
+        context: of the method.
+        options: of the training.
+        parameters: of the gates.
+        value: gives the gates [channels], differentiable in the parameters.
+        penalty: what the gates' steps minimise beside the loss.
+        upper: images of the gates' steps.
+
+    Returns:
+        The images seen by both.
+    """
+    gates, macs = Gates(context.groups), Macs(context.groups, parameters[0].device)
+    descent, adam = SGD(network, options, {}), torch.optim.Adam(parameters, lr=options.gate_rate)
+    steps = max(1, options.images // options.batch_size)
+    above, below = (batches(images, options.batch_size, context.generator) for images in (upper, context.train))
+    for step in bar(range(steps), context.method):
+        network.eval()
+        now = macs.opened(value())
+        adam.zero_grad()
+        (loss_under(network, gates, now, next(above)) + penalty(now)).backward()
+        adam.step()
+        network.zero_grad()
+        network.train()
+        with wide_batchnorm(network):
+            loss_under(network, gates, now.detach(), next(below)).backward()
+        descent.step(learning_rate(options, step, steps))
+    network.eval()
+    return 2 * steps * options.batch_size
 
 
 def planned(context: Context, logits: Tensor, network: nn.Module, images: int, decided_by: str) -> PruningPlan:

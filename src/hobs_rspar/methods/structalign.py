@@ -25,13 +25,12 @@ from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.config import Fraction, Positive, Section, Share
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.gates import Gates
-from hobs_rspar.methods._gated import Macs, batches, loss_under, planned, sampled
+from hobs_rspar.methods._gated import OPEN, Above, Macs, NonNegative, batches, loss_under, planned, sampled
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
 from hobs_rspar.training import SGD, autocast, learning_rate
 
-TEMPERATURE, OPEN = 0.4, 3.0  # of the Gumbel-sigmoid, and what is added to its logits: gates begin open
 EMBEDDING, HIDDEN = 64, 128  # of the gate network
 
 
@@ -40,13 +39,13 @@ class Options(Section):
 
     images: Positive = 10_000
     batch_size: Positive = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    gate_rate: Annotated[float, Field(gt=0)] = 0.01
-    strength: Annotated[float, Field(ge=0)] = 4.0
-    lasso: Annotated[float, Field(ge=0)] = 0.05
+    learning_rate: Above = 0.01
+    gate_rate: Above = 0.01
+    strength: NonNegative = 4.0
+    lasso: NonNegative = 0.05
     begin: Share = 0.2
     momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
+    weight_decay: NonNegative = 5e-4
     warmup: Fraction = 0.2
 
 
@@ -89,7 +88,7 @@ def trained(network: nn.Module, context: Context, options: Options) -> tuple[Ten
     for step in bar(range(steps), "structalign"):
         if step >= begin:
             network.eval()
-            value = macs.opened(sampled(source(), TEMPERATURE, random))
+            value = macs.opened(sampled(source(), random))
             loss = loss_under(network, gates, value, next(data))
             adam.zero_grad()
             (loss + options.strength * macs.overshoot(value, context.budget)).backward()
