@@ -176,6 +176,35 @@ def test_recovery_table_and_figure(tmp_path, monkeypatch):
     assert 'id="recovery"' in page and 'id="recovery_budget"' in page and "20,000 images" in page
 
 
+def test_training_before_recovery_is_shown_and_taken_from_it(tmp_path, monkeypatch):
+    """Extra images leave l1 a recovery of 5,000 images, taylor none of any, random less than nothing."""
+    monkeypatch.chdir(make_study(tmp_path, curve=(5000, 20_000)))
+    folder = tmp_path / "reports/default"
+    write(load())
+    assert not (folder / "tables/cost.csv").exists()  # nobody trained before: equal recovery is equal cost
+    extra = {"l1": 90_000, "taylor_oneshot": FULL // 128 * 128, "random": 200_000}
+    for method, images in extra.items():
+        for seed in SEEDS:
+            edit(folder / f"cells/{method}-{seed}.json", lambda cell, n=images: cell["cost"].update(
+                extra_training_images=n))
+    write(load())
+    table, curve = ({(row["method"], row.get("images")): row for row in rows(folder / f"tables/{name}.csv")}
+                    for name in ("cost", "recovery"))
+    table = {method: row for (method, _), row in table.items()}
+    assert list(table) == list(METHODS)
+    assert {table[name]["images"] for name in METHODS if name not in extra} == {str(FULL)}
+    for method, images in (("l1", "5000"), ("taylor_oneshot", "0")):
+        assert table[method]["images"] == images and float(table[method]["extra"]) == extra[method]
+        assert table[method]["top1"] == curve[method, images]["top1"] != table[method]["top1_equal_recovery"]
+    assert table["random"]["top1"] == table["random"]["lead"] == "" != table["random"]["top1_equal_recovery"]
+    ours = [cell["accuracy"]["test"] for cell in cells_of(folder, "hobs_rspar")]
+    rival = [cell["recovery_curve"][1]["top1_test"] for cell in cells_of(folder, "l1")]
+    interval = stats.ttest_rel(ours, rival).confidence_interval(0.95)
+    assert [float(table["l1"][key]) for key in ("lead_lo", "lead_hi")] == pytest.approx([*interval], abs=1e-4)
+    note = (folder / "tables/T1.md").read_text()
+    assert "Trained before recovery, too: random (200,000 images), l1 (90,000 images), taylor_oneshot" in note
+
+
 def test_repair_table_has_a_row_per_method_and_a_column_per_step(report):
     table = {row["method"]: row for row in rows(report[0] / "tables/repair.csv")}
     for method, row in table.items():

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from hobs_rspar.config import Params
-from hobs_rspar.evidence import ablation, claims, metrics, page, recovery_tables, tables
+from hobs_rspar.evidence import ablation, claims, cost, metrics, page, recovery_tables, tables
 from hobs_rspar.evidence.cells import Evidence, read
 from hobs_rspar.evidence.figures import draw_all
 from hobs_rspar.evidence.summary import Summary, summarise
@@ -34,9 +34,10 @@ def contents(evidence: Evidence, summary: Summary) -> dict[str, bytes]:
     """Every file of the report: path below the report's folder to content."""
     found = claims.claims(evidence, summary)
     own = (claims.table(evidence, summary, found), tables.t1(evidence, summary),
-           recovery_tables.recovery(evidence, summary), recovery_tables.repair(evidence, summary),
-           ablation.t8(evidence, summary), tables.t10(evidence, summary))
-    shown = {table.name: table for table in (*own, *claims.tables_of(evidence), tables.t16(evidence, summary))}
+           recovery_tables.recovery(evidence, summary), cost.equal_cost(evidence, summary),
+           recovery_tables.repair(evidence, summary), ablation.t8(evidence, summary), tables.t10(evidence, summary))
+    every = (*own, *claims.tables_of(evidence), tables.t16(evidence, summary))
+    shown = {table.name: table for table in every if table}
     figures = draw_all(evidence, summary)
     texts = {f"tables/{name}": text for table in shown.values() for name, text in files(table).items()}
     texts |= {"tables/conditions.json": _conditions(evidence, summary),

@@ -65,7 +65,7 @@ def t1(evidence: Evidence, summary: Summary) -> Table:
             f"pruned time): batch {THROUGHPUT_BATCH}; medians over cells. Difference to {REFERENCE}: paired by seed. "
             f"Adjusted p: paired t-test of {OURS} against the row, Holm over {len(summary.leads)} rivals. "
             f"{conditions(evidence)}. "
-            f"{wilcoxon_note(evidence, summary)}{_flagged(summary)}")
+            f"{wilcoxon_note(evidence, summary)}{_trained(summary)}{_flagged(summary)}")
     columns = tuple(Column(c.key, c.heading.replace("95 %", confidence), c.digits, c.shown) for c in T1_COLUMNS)
     rows = [t1_row(method, summary.adjusted.get(name)) for name, method in summary.methods.items()]
     return Table("T1", f"T1. System-level performance: {subject(evidence)}, {summary.n}", note, columns, rows)
@@ -138,6 +138,13 @@ def conditions(evidence: Evidence) -> str:
     measured = f"{seen['mode']} {seen['dtype']} {seen['layout']}" if "mode" in seen else "eager"
     return (f"Conditions: {recovery}; {seen.get('device', evidence.platform)}, {seen.get('threads')} "
             f"thread{'s' * (seen.get('threads') != 1)}, torch {seen.get('torch')}, {measured}")
+
+
+def _trained(summary: Summary) -> str:
+    """Methods that had more training than the recovery; table ``cost`` compares them at equal total."""
+    names = [f"{name} ({method.extra_training:,.0f} images)" for name, method in summary.methods.items()
+             if method.extra_training]
+    return f" Trained before recovery, too: {', '.join(names)}; table cost is at equal total training." if names else ""
 
 
 def recovery_in_words(evidence: Evidence) -> str:
