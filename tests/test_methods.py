@@ -10,7 +10,7 @@ import pytest
 import torch
 from small import ZOO, assert_same, context, images, snapshot, statistics_of, trained, zoo, zoo_groups
 
-from hobs_rspar import config, cost, surgery
+from hobs_rspar import config, cost, surgery, training
 from hobs_rspar.config import available_methods, method_options
 from hobs_rspar.coupling import Member
 from hobs_rspar.curvature.gates import Gates, gate_gradients
@@ -27,6 +27,8 @@ SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rsp
             "hobs_rspar_no_penalty"]
 TRAINED = dict.fromkeys(("depgraph", "structalign", "structalign_seed", "bilevel", "bilevel_seed", "jtp_seed"),
                         {"images": 64, "batch_size": 32})  # methods that train, kept short
+TRAINED["jtp"] = {"images": 64, "batch_size": 32, "rounds": 2, "episodes": 2, "updates": 2, "held_out": 32,
+                  "hidden": 16}
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
                 "udfc", "udfc_seed"]
 
@@ -284,6 +286,43 @@ def test_learnt_gates_close_dead_channels_and_keep_vital_ones(name, monkeypatch)
     module.plan(where, module.Options(images=960, batch_size=16))
     logits = found[0].split(groups.sizes.tolist())[index]
     assert changes[dead].abs().max() < 1e-6 and logits[dead].max() < logits[vital].min()
+
+
+@pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2"])
+def test_jtp_aligns_what_the_mask_removes(name):
+    """The pull is the sum over layers of the norm of their removed filters; nothing else has a gradient."""
+    jtp, groups, network = _registry.method("jtp"), zoo_groups(name), copy.deepcopy(zoo(name))
+    mask = (torch.rand(int(groups.sizes.sum()), generator=torch.Generator().manual_seed(0)) > 0.3).float()
+    jtp.misaligned(network, groups, mask).backward()
+    wanted = {layer: torch.zeros_like(network.get_submodule(layer).weight) for layer in groups.layers}
+    for group, kept in zip(groups, mask.split(groups.sizes.tolist())):
+        for member in group.with_role("producer", "depthwise"):
+            weight, gone = network.get_submodule(member.layer).weight.detach(), torch.tensor(
+                member.of((kept == 0).nonzero()[:, 0].tolist()), dtype=torch.long)
+            wanted[member.layer][gone] += weight[gone] / weight[gone].norm().clamp_min(1e-12)
+    for layer, gradient in wanted.items():
+        found = network.get_submodule(layer).weight.grad
+        assert torch.allclose(torch.zeros_like(gradient) if found is None else found, gradient, atol=1e-6), layer
+
+
+def test_jtp_rewards_a_choice_with_the_accuracy_of_the_network_without_those_channels():
+    jtp, where = _registry.method("jtp"), context("resnet8", "jtp", budget=0.5)
+    guide = jtp.Guide(where, jtp.Options(held_out=128, hidden=16))
+    mask = guide.masks(where.network, guide.space.uniform[None])[0]
+    sizes = where.groups.sizes.tolist()
+    assert [int(part.sum()) for part in mask.split(sizes)] == guide.space.uniform.tolist()
+    kept = [part.nonzero()[:, 0].tolist() for part in mask.split(sizes)]
+    ranking(where, filter_sums(where, 2, ("producer",)),
+            where.keep_best([part.double() for part in mask.split(sizes)], guide.space.uniform, "test"))
+    network = copy.deepcopy(where.network)
+    network.load_state_dict(where.network.state_dict())
+    for group, channels in zip(where.groups, kept):
+        for member in group.with_role("consumer"):
+            gone = member.of(sorted(set(range(group.channels)) - set(channels)))
+            network.get_submodule(member.layer).weight.data[:, gone] = 0
+    images = where.calibration
+    assert guide.reward(where.network, mask) == pytest.approx(
+        training.accuracy(training.logits(network, images, "bf16"), images.labels) / 100, abs=0.02)
 
 
 def test_sampled_gates_are_binary_with_the_gradient_of_the_sigmoid():

@@ -17,7 +17,7 @@ from hobs_rspar.allocation.walk import RewardedWalk, Walk
 
 # How much of the way from the mean of all allocations to the best one may be missing after 400 evaluations.
 MISSING = {"random_search": 0.2, "annealing": 0.05, "greedy": 0.15, "local_search": 0.1, "dynamic": 0.02, "cmaes": 0.05,
-           "ppo_search": 0.15, "dqn": 0.15}
+           "ppo_search": 0.15, "dqn": 0.15, "sac": 0.15}
 SPACE = Space(chain(16, 16, 16, 16), 0.35, 0.1, 0.02)
 
 
