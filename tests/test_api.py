@@ -1,5 +1,6 @@
 """The public API: names, signatures and defaults as published, and the one call."""
 
+import copy
 import inspect
 import subprocess
 import sys
@@ -67,8 +68,9 @@ PUBLISHED = {
     "plot_sensitivity_heatmap": {"sensitivity_scores": REQUIRED, "layer_names": REQUIRED, "save_path": None},
     "plot_lambda_evolution": {"lambda_history": REQUIRED, "acc_history": REQUIRED, "save_path": None},
     **{f"{name}_prune": {"model": REQUIRED, "dataloader": REQUIRED, "pruning_ratio": 0.5}
-       for name in ("dep_graph", "taylor", "random", "random_repair", "l1", "l1_repair", "l2_global", "hobs_uniform",
-                    "hobs_rspar")},
+       for name in ("dep_graph", "taylor", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp",
+                    "udfc", "udfc_seed", "depgraph", "jtp", "jtp_seed", "bilevel", "bilevel_seed", "structalign",
+                    "structalign_seed", "hobs_uniform", "hobs_rspar")},
     "compress": {"model": REQUIRED, "loader": REQUIRED, "macs": 0.5},
 }
 
@@ -326,6 +328,19 @@ def test_pruning_functions_remove_the_ratio(stream, name):
         smaller = getattr(hobs_rspar, name)(network, loader, pruning_ratio=ratio)
         assert isinstance(smaller, Stream) and smaller is not network
         assert abs(cost.count(smaller, IMAGES[:1]).macs / dense - (1 - ratio)) <= 0.01 * (1 - ratio)
+
+
+def test_methods_that_train_do_so_on_the_loader(stream):
+    """The user's model stays as it was; what comes out is no mere part of it."""
+    network, loader = stream
+    before, short = copy.deepcopy(network.state_dict()), {"images": 64, "batch_size": 32}
+    for name in ("depgraph_prune", "jtp_prune", "bilevel_prune", "structalign_seed_prune"):
+        more = {"rounds": 1, "episodes": 2, "updates": 2, "held_out": 64} if name == "jtp_prune" else {}
+        smaller = getattr(hobs_rspar, name)(network, loader, 0.5, **short, **more)
+        assert abs(cost.count(smaller, IMAGES[:1]).macs / cost.count(network, IMAGES[:1]).macs - 0.5) <= 0.005, name
+        values = set(before["out.weight"].flatten().tolist())
+        assert not set(smaller.out.weight.flatten().tolist()) <= values, name
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
 
 
 def test_pruning_functions_pass_their_options_on(stream):

@@ -5,17 +5,26 @@
 
 from __future__ import annotations
 
+import ast
+from collections.abc import Callable
+
 from torch import nn
 
 from hobs_rspar.compression import compress
+from hobs_rspar.config import METHODS
 from hobs_rspar.errors import UserError
 
+ARGUMENTS = """
 
-def _prune(method: str, model: nn.Module, dataloader, pruning_ratio: float, options: dict) -> nn.Module:
-    if not 0 <= pruning_ratio < 1:
-        raise UserError("pruning_ratio is the fraction of MACs to remove and must be within [0, 1); seen: "
-                        f"{pruning_ratio}")
-    return compress(model, dataloader, macs=1 - pruning_ratio, method=method, **options)[0]
+    Args:
+        model: PyTorch model to prune; untouched.
+        dataloader: yields (images, labels).
+        pruning_ratio: fraction of MACs to remove, in [0, 1).
+        **kwargs: ``protect``, ``seed``, and the method's options.
+
+    Returns:
+        The pruned model.
+    """
 
 
 def unpruned(model: nn.Module, dataloader=None, pruning_ratio: float = 0.0, **kwargs) -> nn.Module:
@@ -23,71 +32,36 @@ def unpruned(model: nn.Module, dataloader=None, pruning_ratio: float = 0.0, **kw
     return model
 
 
-def dep_graph_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """DepGraph as the source documents describe it: group L2 norm, uniform widths, no sparse training.
+def _function(method: str) -> Callable[..., nn.Module]:
+    """The published function of a method; its docstring begins as the method's does."""
+    def prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
+        if not 0 <= pruning_ratio < 1:
+            raise UserError("pruning_ratio is the fraction of MACs to remove and must be within [0, 1); seen: "
+                            f"{pruning_ratio}")
+        return compress(model, dataloader, macs=1 - pruning_ratio, method=method, **kwargs)[0]
 
-    Args:
-        model: PyTorch model to prune; untouched.
-        dataloader: yields (images, labels).
-        pruning_ratio: fraction of MACs to remove, in [0, 1).
-        **kwargs: ``protect``, ``seed``.
-
-    Returns:
-        The pruned model.
-    """
-    return _prune("depgraph_seed", model, dataloader, pruning_ratio, kwargs)
+    about = ast.get_docstring(ast.parse((METHODS / f"{method}.py").read_text()))
+    prune.__doc__ = about.partition("\n")[0] + ARGUMENTS
+    return prune
 
 
-def taylor_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """Taylor pruning in one shot (Molchanov et al. 2019, without the iterations). Arguments as ``dep_graph_prune``."""
-    return _prune("taylor_oneshot", model, dataloader, pruning_ratio, kwargs)
-
-
-def random_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """Random channels at uniform widths. Arguments as ``dep_graph_prune``."""
-    return _prune("random", model, dataloader, pruning_ratio, kwargs)
-
-
-def random_repair_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """The channels of ``random_prune``, with least-squares repair. Arguments as ``dep_graph_prune``."""
-    return _prune("random_repair", model, dataloader, pruning_ratio, kwargs)
-
-
-def l1_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """L1 norm of filters at uniform widths (Li et al. 2017). Arguments as ``dep_graph_prune``."""
-    return _prune("l1", model, dataloader, pruning_ratio, kwargs)
-
-
-def l1_repair_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """The channels of ``l1_prune``, with least-squares repair. Arguments as ``dep_graph_prune``."""
-    return _prune("l1_repair", model, dataloader, pruning_ratio, kwargs)
-
-
-def l2_global_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """L2 norm of filters, one threshold for all groups. Arguments as ``dep_graph_prune``."""
-    return _prune("l2_global", model, dataloader, pruning_ratio, kwargs)
-
-
-def fpgm_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """Filters nearest to the geometric median of their layer go (He et al. 2019). Arguments as ``dep_graph_prune``."""
-    return _prune("fpgm", model, dataloader, pruning_ratio, kwargs)
-
-
-def lamp_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """LAMP scores of channels, one threshold for all (after Lee et al. 2021). Arguments as ``dep_graph_prune``."""
-    return _prune("lamp", model, dataloader, pruning_ratio, kwargs)
-
-
-def udfc_seed_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """UDFC as the source documents describe it: even strides by L1 norm. Arguments as ``dep_graph_prune``."""
-    return _prune("udfc_seed", model, dataloader, pruning_ratio, kwargs)
-
-
-def hobs_uniform_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """H-OBS at uniform widths, with least-squares repair. Arguments as ``dep_graph_prune``."""
-    return _prune("hobs_uniform", model, dataloader, pruning_ratio, kwargs)
-
-
-def hobs_rspar_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-    """H-OBS with widths from R-SPAR, with least-squares repair. Arguments as ``dep_graph_prune``."""
-    return _prune("hobs_rspar", model, dataloader, pruning_ratio, kwargs)
+dep_graph_prune = _function("depgraph_seed")  # what the source documents call DepGraph; the paper's is depgraph_prune
+taylor_prune = _function("taylor_oneshot")
+random_prune = _function("random")
+random_repair_prune = _function("random_repair")
+l1_prune = _function("l1")
+l1_repair_prune = _function("l1_repair")
+l2_global_prune = _function("l2_global")
+fpgm_prune = _function("fpgm")
+lamp_prune = _function("lamp")
+udfc_prune = _function("udfc")
+udfc_seed_prune = _function("udfc_seed")
+depgraph_prune = _function("depgraph")
+jtp_prune = _function("jtp")
+jtp_seed_prune = _function("jtp_seed")
+bilevel_prune = _function("bilevel")
+bilevel_seed_prune = _function("bilevel_seed")
+structalign_prune = _function("structalign")
+structalign_seed_prune = _function("structalign_seed")
+hobs_uniform_prune = _function("hobs_uniform")
+hobs_rspar_prune = _function("hobs_rspar")

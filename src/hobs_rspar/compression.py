@@ -54,19 +54,17 @@ class MemoryInputs:
         return self.parts[name]
 
     def images(self, split: str) -> Images:
-        if split not in self.splits:
-            raise UserError(f"this method needs {split} images, which compress() does not have; use the pipeline")
         return self.splits[split]
 
 
 def compress(model: nn.Module, loader, macs: float = 0.5, *, protect: Sequence[str] = (),
              method: str = "hobs_rspar", seed: int = 0, **options) -> tuple[nn.Module, PruningPlan, dict]:
-    """Prunes a trained classifier and repairs it, without training.
+    """Prunes a trained classifier and repairs it; only methods that train by design do train, for a short while.
 
     Args:
         model: any traceable CNN classifier in PyTorch; untouched.
         loader: yields (images as the model wants them [n, C, H, W], labels [n]); 2,000 images or more are a good
-            number: up to 1,024 are used for sensitivity and repair, the others to choose widths.
+            number: up to 1,024 are used for sensitivity and repair, the others to choose widths, or to train.
         macs: fraction of the multiply-accumulates to keep, in (0, 1].
         protect: names of layers whose channels all stay.
         method: a name of ``hobs_rspar/methods``.
@@ -116,7 +114,7 @@ def _context(model: nn.Module, calibration: Images, validation: Images, macs: fl
     gates, factors = statistics.collect(model, groups, calibration, SensitivityOptions(),
                                         generator(cell[1], "sensitivity"))
     inputs = MemoryInputs({"gates": gates, "factors": factors},
-                          {"calibration": calibration, "validation": validation})
+                          {"calibration": calibration, "validation": validation, "train": validation})
     return Context(model, spec, groups, *cell, "yours", macs, MIN_RATIO, TOLERANCE, inputs)
 
 
