@@ -36,7 +36,7 @@ def message(params, tmp_path: Path) -> str:
 
 def test_the_default_params_are_valid(tmp_path):
     params = load(changed(), tmp_path)
-    assert params.study.budget.macs == 0.26 and len(params.cells) == 50 and params.cells[0] == "unpruned-42"
+    assert params.study.budget.macs == 0.26 and len(params.cells) == 55 and params.cells[0] == "unpruned-42"
     with pytest.raises(Exception, match="frozen"):
         params.study.name = "other"
     assert load(changed(study__network="my_models.nets:small"), tmp_path).study.network == "my_models.nets:small"
