@@ -48,10 +48,12 @@ SHARED = ("toy", "micro", "stubbed")  # fixtures that take minutes: tests that s
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that share a long fixture stay together, and go first: at the end they would leave a process idle."""
     for item in items:
         for name in SHARED:
             if name in item.fixturenames:
                 item.add_marker(pytest.mark.xdist_group(name))
+    items.sort(key=lambda item: item.get_closest_marker("xdist_group") is None)
 
 
 @pytest.fixture(scope="session")

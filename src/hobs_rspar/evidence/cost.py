@@ -13,9 +13,9 @@ from hobs_rspar.evidence.tables import conditions, subject
 COLUMNS = (
     Column("method", "Method"),
     Column("n", "n"),
-    Column("extra", "Images before recovery", 1, 0),
+    Column("extra", "Images before recovery"),
     Column("top1_equal_recovery", "Top-1 at equal recovery (%)", 4, 2),
-    Column("images", "Recovery left (images)", 1, 0),
+    Column("images", "Recovery left (images)"),
     Column("top1", "Top-1 at equal total training (%)", 4, 2),
     Column("top1_lo", "95 % from", 4, 2),
     Column("top1_hi", "to", 4, 2),
@@ -37,7 +37,7 @@ def equal_cost(evidence: Evidence, summary: Summary) -> Table | None:
     rows = []
     for name, budget in affordable.items():
         method = summary.methods[name]
-        row = {"method": name, "n": method.n, "extra": method.extra_training,
+        row = {"method": name, "n": method.n, "extra": round(method.extra_training),
                "top1_equal_recovery": method.accuracy.value}
         if name in top1:
             accuracy = budget.accuracy[name]
