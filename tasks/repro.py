@@ -122,7 +122,7 @@ def phases(graph: _graph.Graph) -> tuple[list[str], list[str]]:
 
 def serially(graph: _graph.Graph) -> list[Failure]:
     """Plain ``dvc repro``; afterwards, the cells that are still pending are the failed ones."""
-    if subprocess.run([*DVC_REPRO, "--keep-going"], check=False).returncode == 0:
+    if run_dvc([*DVC_REPRO, "--keep-going"]) == 0:
         return []
     left = set(_graph.read().pending)
     failed = list(reversed(patterns(graph, left)))
@@ -134,8 +134,13 @@ def serially(graph: _graph.Graph) -> list[Failure]:
 def dvc_repro(stages: list[str] | None = None) -> None:
     """Runs just these stages (None: all that are left), one after the other, in one DVC process."""
     command = DVC_REPRO if stages is None else [*DVC_REPRO, "--single-item", *stages]
-    if subprocess.run(command, check=False).returncode:
+    if run_dvc(command):
         raise UserError(STAGE_FAILED)
+
+
+def run_dvc(command: list[str]) -> int:
+    """Runs DVC and waits. ``subprocess.run`` would kill it when this process is stopped, and leave its stage behind."""
+    return subprocess.Popen(command).wait()
 
 
 def remember(failures: list[Failure]) -> None:

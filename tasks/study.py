@@ -147,7 +147,8 @@ def differences(a: Any, b: Any, key: str = "") -> list[str]:
 def swap_lock(before: str | None, name: str) -> None:
     """Keeps the old study's dvc.lock and brings back the new one's.
 
-    A study without one keeps the entries of the stages that studies share: DVC itself finds out whether they fit.
+    The entries of the stages that studies share stay as they are, where both studies share them: they tell of the files
+    that are here now. DVC itself finds out whether they fit.
     """
     if before == name:
         return
@@ -156,12 +157,22 @@ def swap_lock(before: str | None, name: str) -> None:
         kept.parent.mkdir(parents=True, exist_ok=True)
         kept.write_bytes(LOCK.read_bytes())
     saved = Path("reports") / name / "dvc.lock"
-    if saved.exists():
-        LOCK.write_bytes(saved.read_bytes())
-    elif LOCK.exists():
-        lock = yaml.safe_load(LOCK.read_text())
-        stages = {stage: entry for stage, entry in lock["stages"].items() if stage in SHARED_STAGES}
-        LOCK.write_text(yaml.safe_dump({**lock, "stages": stages}, sort_keys=False))
+    reader = YAML(typ="safe")  # libyaml's, twenty times faster than the usual loader
+    now, then = (reader.load(path.read_text()) if path.exists() else {} for path in (LOCK, saved))
+    stages = dict(then.get("stages", {}))
+    for stage in SHARED_STAGES:
+        if entry := now.get("stages", {}).get(stage):
+            if stage not in stages or outputs(stages[stage]) == outputs(entry):
+                stages[stage] = entry
+    if now or then:
+        from _dvc import as_dvc_writes  # imports DVC; a wrong name should be told at once
+
+        LOCK.write_text(as_dvc_writes({**now, **then, "stages": stages}))
+
+
+def outputs(entry: dict) -> list[str]:
+    """Paths that a stage wrote, by its entry in a dvc.lock."""
+    return [out["path"] for out in entry["outs"]]
 
 
 if __name__ == "__main__":

@@ -5,12 +5,15 @@ import subprocess
 import sys
 import time
 from importlib.metadata import version
+from pathlib import Path
 
 import pytest
 import study as study_task
 import yaml
+from _dvc import as_dvc_writes
 from clones import ROOT
 from packaging.requirements import Requirement
+from ruamel.yaml import YAML
 
 OVERLAYS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 REQUIREMENTS = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
@@ -104,6 +107,28 @@ def test_block_style(name):
     """DVC's -S would rewrite flow lists, and then a diff shows more than the change."""
     for line in (ROOT / f"configs/{name}.yaml").read_text().splitlines():
         assert not re.search(r": [\[{].", line.replace("[]", "").replace("{}", "")), line
+
+
+def test_switching_studies_keeps_what_is_known_of_the_files_that_are_here(monkeypatch, tmp_path):
+    """Shared stages keep their present entries; another network's, and those of cells, come back with their study."""
+    monkeypatch.chdir(tmp_path)
+    lock, committed = Path("dvc.lock"), YAML(typ="safe").load((ROOT / "dvc.lock").read_text())
+    names = ["data", "pretrain", "sensitivity", "latency", "allocate@l1-42"]
+    text = as_dvc_writes({**committed, "stages": {name: committed["stages"][name] for name in names}})
+    lock.write_text(text)
+    study_task.swap_lock("default", "recovery")  # the first time: what studies share stays
+    assert set(yaml.safe_load(lock.read_text())["stages"]) == {"data", "pretrain", "sensitivity"}
+    study_task.swap_lock("recovery", "default")
+    assert lock.read_text() == text and Path("reports/recovery/dvc.lock").exists()
+    trained = yaml.safe_load(text)
+    trained["stages"]["pretrain"]["outs"][0]["md5"] = "new"
+    lock.write_text(yaml.safe_dump(trained))
+    study_task.swap_lock("default", "recovery")  # the dense network was trained again in the meantime
+    assert yaml.safe_load(lock.read_text())["stages"]["pretrain"] == trained["stages"]["pretrain"]
+    Path("reports/other").mkdir()
+    Path("reports/other/dvc.lock").write_text(text.replace("resnet20", "resnet56"))
+    study_task.swap_lock("recovery", "other")
+    assert "resnet56" in yaml.safe_load(lock.read_text())["stages"]["pretrain"]["outs"][0]["path"]
 
 
 def test_tracked_files_name_no_path_of_a_machine():

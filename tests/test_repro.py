@@ -134,6 +134,22 @@ def test_interrupted_run_leaves_no_process_and_goes_on(clone, how):
         assert clone.stale() == set()
 
 
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_stage_that_runs_alone_ends_with_the_run(clone, jobs):
+    """Stopped from outside, and not by a terminal, which would reach the stage itself."""
+    clone.set_params(**{"sensitivity.damping": 0.5})
+    clone.write("trap-sensitivity-", "60")
+    first = clone.start(["make", "repro", f"JOBS={jobs}"])
+    try:
+        wait_for(lambda: stage_of(first, "sensitivity.py"))
+        workers = psutil.Process(first.pid).children(recursive=True)
+        next(worker for worker in workers if "tasks/repro.py" in worker.cmdline()).terminate()
+        first.communicate(timeout=30)
+    finally:
+        stop(first)
+    assert not psutil.wait_procs(workers, timeout=5)[1]
+
+
 def test_list_of_files_in_use_left_empty_by_a_killed_run(clone):
     """DVC writes it in place: stopped in the middle, it is empty, and DVC refuses every stage."""
     clone.set_params(**{"prune.ridge": 0.5})
