@@ -26,7 +26,6 @@ from hobs_rspar.folding import slope
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
 
-AT_ONCE = 64  # removed filters solved for together: bounds the memory
 DAMPING = 1e-6  # relative to the mean diagonal; there may be more kept filters than weights in one
 
 
@@ -80,10 +79,9 @@ def coefficients(layer: nn.Conv2d, norm: nn.BatchNorm2d, kept: Tensor, gone: Ten
     filters = layer.weight.double().flatten(1) * scale[:, None]
     products = filters[kept] @ filters[kept].T
     products += DAMPING * products.diagonal().mean() * torch.eye(len(kept), dtype=products.dtype, device=scale.device)
-    found = []
-    for some in gone.split(AT_ONCE):
-        weight = alpha * scale[some].square()
-        left = products + weight[:, None, None] * torch.outer(constant[kept], constant[kept])
-        right = filters[some] @ filters[kept].T + weight[:, None] * constant[some][:, None] * constant[kept]
-        found.append(torch.linalg.solve(left, right))
-    return torch.cat(found)
+    right = torch.cat([filters[kept] @ filters[gone].T, constant[kept, None]], 1)
+    *shares, level = torch.linalg.solve(products, right).T  # of the weights alone; Sherman-Morrison adds the constants
+    weight = alpha * scale[gone].square()
+    shares = torch.stack(shares) + (weight * constant[gone])[:, None] * level
+    excess = weight * (shares @ constant[kept]) / (1 + weight * (level @ constant[kept]))
+    return shares - excess[:, None] * level
