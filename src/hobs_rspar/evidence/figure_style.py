@@ -72,13 +72,17 @@ def new_panels(height: float, widths: Sequence[float]) -> tuple[Figure, list[Axe
     return figure, list(axes)
 
 
-def legend_below(figure: Figure, axes: Sequence[Axes], columns: int = 3) -> None:
+LONG = 18  # letters of a name of which three do not fit beside each other
+
+
+def legend_below(figure: Figure, axes: Sequence[Axes]) -> None:
     """Puts the legend under the axes, where it cannot cover data; a name drawn in several axes is listed once."""
     found = {label: handle for axis in axes
              for handle, label in zip(*axis.get_legend_handles_labels(), strict=True)}
     handles, labels = list(found.values()), list(found)
-    figure.legend(handles, labels, loc="outside lower center", ncol=min(columns, len(labels)), columnspacing=1.2,
-                  handletextpad=0.5, handlelength=1.6)
+    columns = min(2 if max(map(len, labels), default=0) > LONG else 3, max(1, len(labels)))
+    figure.legend(handles, labels, loc="outside lower center", ncol=columns, columnspacing=1.2, handletextpad=0.5,
+                  handlelength=1.6)
 
 
 def heat_map(figure: Figure, axes: Axes, values, label: str, **options):
