@@ -25,7 +25,7 @@ from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.config import Fraction, Positive, Section
 from hobs_rspar.coupling import Group, Groups, Member
 from hobs_rspar.criteria import group_norms
-from hobs_rspar.data import random_crops
+from hobs_rspar.methods._gated import batches
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
@@ -57,18 +57,16 @@ def plan(context: Context, options: Options) -> PruningPlan:
 
 def sparse_training(network: nn.Module, context: Context, options: Options) -> int:
     """Trains ``network`` with the pull towards zero; the images seen."""
-    train, random = context.train, context.generator
-    steps = max(1, min(options.images, len(train)) // options.batch_size)
-    order = torch.randperm(len(train), generator=random)
+    steps = max(1, options.images // options.batch_size)
+    data = batches(context.train, options.batch_size, context.generator)
     descent = SGD(network, options, {})
     network.train()
     with wide_batchnorm(network):
         for step in bar(range(steps), "sparse training"):
-            index = order[step * options.batch_size:(step + 1) * options.batch_size].to(train.pixels.device)
-            x = train.normalised(random_crops(train.pixels[index], train.pixels.shape[-1], True, random))
+            x, labels = next(data)
             with autocast(x.device, "bf16"):
                 out = network(x).float()
-            F.cross_entropy(out, train.labels[index]).backward()
+            F.cross_entropy(out, labels).backward()
             pull(network, context.groups, options)
             descent.step(learning_rate(options, step, steps))
     network.eval()

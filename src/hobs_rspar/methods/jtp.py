@@ -123,8 +123,8 @@ class Guide:
 def plan(context: Context, options: Options) -> PruningPlan:
     network, guide = copy.deepcopy(context.network), Guide(context, options)
     descent = SGD(network, options, {})
-    steps, data = max(1, options.images // options.batch_size), batches(context.train, options.batch_size,
-                                                                        context.generator)
+    steps = max(1, options.images // options.batch_size)
+    data = batches(context.train, options.batch_size, context.generator)
     ends = np.linspace(0, steps, options.rounds + 1).round().astype(int)
     best = torch.ones(int(context.groups.sizes.sum()))
     for number in bar(range(options.rounds), context.method):
