@@ -52,8 +52,7 @@ class Bench:
         """Loss and accuracy (fraction) on validation images after a recovery with so many training images."""
         recipe = self.problem.params.finetune.model_copy(update={"epochs": 1, "images": images, "crops": []})
         network = self.environment.repaired(widths)
-        task = training.Task(network, self.train, self.validation, recipe, SEED, "predictors", self.teacher,
-                             images=images)
+        task = training.Task(network, self.train, self.validation, recipe, SEED, "predictors", self.teacher)
         last = training.fit(task, training.State(), lambda state: None).history[-1]
         return last["validation_loss"], last["validation_top1"] / 100
 

@@ -130,7 +130,7 @@ def recover(cell: Cell, recipe: config.Finetune) -> tuple[nn.Module, training.St
     """Trains the pruned network by ``recipe``; goes on from the last epoch after a kill."""
     network, saved = cell.pruned(), resume.Resume(cell.kept, cell.key(recipe))
     task = training.Task(network, cell.train, cell.validation, recipe, cell.seed, "finetune", cell.teacher,
-                         cell.progress, recipe.images)
+                         cell.progress)
     return network, training.fit(task, saved.load(network), lambda now: saved.save(network, now))
 
 

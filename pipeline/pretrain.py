@@ -38,7 +38,8 @@ def train(params, paths: Paths, spec, splits: dict, device):
     with resume.sole_writer(folder):
         saved = resume.Resume(folder, key)
         state = saved.load(network)
-        with image_bar("pretrain", len(splits["train"]) * recipe.epochs) as progress:
+        count = min(recipe.images or len(splits["train"]), len(splits["train"]))
+        with image_bar("pretrain", count * recipe.epochs) as progress:
             task = training.Task(network, splits["train"], splits["validation"], recipe, recipe.seed, "pretrain",
                                  progress=progress)
             state = training.fit(task, state, lambda now: saved.save(network, now))

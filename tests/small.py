@@ -177,8 +177,8 @@ def images(count: int, channels: int = 2, size: int = 9, classes: int = 4, seed:
 
 def recipe(**changes) -> SimpleNamespace:
     """A recovery recipe of one short epoch."""
-    values = {"epochs": 1, "batch_size": 32, "learning_rate": 0.05, "momentum": 0.9, "weight_decay": 5e-4,
-              "warmup": 0.2, "crops": [], "flip": False, "precision": "fp32", "threads": 1}
+    values = {"epochs": 1, "images": None, "batch_size": 32, "learning_rate": 0.05, "momentum": 0.9,
+              "weight_decay": 5e-4, "warmup": 0.2, "crops": [], "flip": False, "precision": "fp32", "threads": 1}
     return SimpleNamespace(**values | changes)
 
 

@@ -107,9 +107,9 @@ def test_every_length_is_a_recovery_of_its_own(study, monkeypatch):
     train, validation, test = (data.load("data/fashion_mnist", name) for name in ("train", "validation", "test"))
     assert [(point["images"], point["seen"]) for point in points(cell)] == [(0, 0), (64, 64), (150, 128), (200, 192)]
     for place, images, epochs, crops in ((1, 64, 1, []), (2, 75, 2, []), (3, 100, 2, [24, 28])):
-        recipe = config.load().finetune.model_copy(update={"epochs": epochs, "crops": crops})
+        recipe = config.load().finetune.model_copy(update={"epochs": epochs, "images": images, "crops": crops})
         network = checkpoint.load(cell / "pruned.safetensors")
-        task = training.Task(network, train, validation, recipe, 7, "finetune", images=images)
+        task = training.Task(network, train, validation, recipe, 7, "finetune")
         state = training.fit(task, training.State(), lambda now: None)
         assert points(cell)[place]["top1_test"] == top1(network, test)
         assert points(cell)[place]["top1_validation"] == state.history[-1]["validation_top1"]

@@ -143,8 +143,7 @@ def test_steps_are_those_of_the_library(momentum):
 
 def test_an_epoch_draws_its_images_from_the_whole_set(monkeypatch):
     """64 of 160 images an epoch: none twice within one, others in the next."""
-    ours, seen = task(epochs=2, crops=[], flip=False, batch_size=32), []
-    ours.images = 64
+    ours, seen = task(epochs=2, images=64, crops=[], flip=False, batch_size=32), []
     monkeypatch.setattr(training, "random_crops", lambda pixels, *_: (seen.append(pixels), pixels)[1])
     state = training.fit(ours, State(), lambda now: None)
     first, second = (torch.cat(seen[start:start + 2]).flatten(1).unique(dim=0) for start in (0, 2))

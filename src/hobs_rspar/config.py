@@ -73,6 +73,7 @@ class Training(Section):
     """The recipe of pretraining and of recovery."""
 
     epochs: Positive
+    images: Positive | None
     batch_size: Positive
     learning_rate: Annotated[float, Field(gt=0)]
     momentum: Share
@@ -102,7 +103,6 @@ class Distillation(Section):
 
 
 class Finetune(Training):
-    images: Positive | None
     curve: list[Positive]
     distillation: Distillation
 
@@ -203,13 +203,17 @@ def available_methods() -> list[str]:
     return sorted(file.stem for file in METHODS.glob("[!_]*.py"))
 
 
-def method_options(method: str) -> set[str]:
-    """Option names of a method, read from its file's ``class Options`` (or that it imports) without importing it."""
+def method_options(method: str, name: str = "Options") -> set[str]:
+    """Option names of a method, read without importing it: of the class in its file, or that it imports, and of those
+    which that extends."""
     for node in ast.parse((METHODS / f"{method}.py").read_text()).body:
-        if isinstance(node, ast.ClassDef) and node.name == "Options":
-            return {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
-        if isinstance(node, ast.ImportFrom) and "Options" in [name.name for name in node.names]:
-            return method_options(node.module.rpartition(".")[2])
+        if isinstance(node, ast.ClassDef) and node.name == name:
+            own = {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}
+            return own.union(*(method_options(method, base.id) for base in node.bases))
+        if isinstance(node, ast.ImportFrom) and node.module.startswith("hobs_rspar.methods."):
+            for item in node.names:
+                if name == (item.asname or item.name):
+                    return method_options(node.module.rpartition(".")[2], item.name)
     return set()
 
 

@@ -25,14 +25,13 @@ class Task:
 
     Attributes:
         network: changed in place.
-        train: training images; an epoch draws ``images`` of them anew, without repetition.
+        train: training images; an epoch draws ``recipe.images`` of them anew (None: all), without repetition.
         validation: images of the accuracy after each epoch; no choice is made with them here.
         recipe: ``params.pretrain`` or ``params.finetune``.
         seed: of order, crops and flips.
         stage: its name, which seeds the generators, too.
         teacher: the dense network where ``recipe.distillation`` is on.
         progress: called after every step with the number of images done.
-        images: of an epoch; None: all of ``train``.
     """
 
     network: nn.Module
@@ -43,12 +42,11 @@ class Task:
     stage: str
     teacher: nn.Module | None = None
     progress: Callable[[int], None] = field(default=lambda images: None)
-    images: int | None = None
 
     @property
     def steps(self) -> int:
         """Steps of an epoch: whole batches only, so that batch norm never sees a tiny one."""
-        return max(1, min(self.images or len(self.train), len(self.train)) // self.recipe.batch_size)
+        return max(1, min(self.recipe.images or len(self.train), len(self.train)) // self.recipe.batch_size)
 
 
 @dataclass

@@ -1,22 +1,20 @@
-"""What methods share that learn gates while they train: sampled gates, their MACs, batches, and the plan at the end."""
+"""What methods share that learn gates while they train: sampled gates, their MACs, and the plan at the end."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import Annotated
+from collections.abc import Callable
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.batchnorm import wide_batchnorm
-from hobs_rspar.config import Fraction, Positive, Section
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.gates import Gates
-from hobs_rspar.data import Images, random_crops
+from hobs_rspar.data import Images
 from hobs_rspar.methods._protocol import Context
+from hobs_rspar.methods._trained import Above, TrainingOptions, batches
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
 from hobs_rspar.training import SGD, autocast, learning_rate
@@ -24,20 +22,10 @@ from hobs_rspar.training import SGD, autocast, learning_rate
 TEMPERATURE, OPEN = 0.4, 3.0  # of the Gumbel-sigmoid, and the first logits: gates begin open
 
 
-Above = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-
-
-class Options(Section):
+class Options(TrainingOptions):
     """Options of a training of weights and gates; params.yaml says what each is for."""
 
-    images: Positive = 10_000
-    batch_size: Positive = 128
-    learning_rate: Above = 0.01
     gate_rate: Above = 0.1
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
-    warmup: Fraction = 0.2
 
 
 def sampled(logits: Tensor, random: torch.Generator) -> Tensor:
@@ -81,17 +69,6 @@ class Macs:
         return torch.where(self.whole, 1.0, gates)
 
 
-def batches(images: Images, size: int, random: torch.Generator) -> Iterator[tuple[Tensor, Tensor]]:
-    """Random batches without end, flipped and shifted as in recovery; every pass is shuffled anew."""
-    order = torch.randperm(len(images), generator=random)
-    while True:
-        if len(order) < size:
-            order = torch.cat([order, torch.randperm(len(images), generator=random)])
-        index, order = order[:size].to(images.pixels.device), order[size:]
-        crops = random_crops(images.pixels[index], images.pixels.shape[-1], True, random)
-        yield images.normalised(crops), images.labels[index]
-
-
 def loss_under(network: nn.Module, gates: Gates, value: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Cross entropy of a batch with gates [channels]."""
     x, labels = batch
@@ -118,9 +95,8 @@ def alternate(network: nn.Module, context: Context, options: Options, parameters
     """
     gates, macs = Gates(context.groups), Macs(context.groups, parameters[0].device)
     descent, adam = SGD(network, options, {}), torch.optim.Adam(parameters, lr=options.gate_rate)
-    steps = max(1, options.images // options.batch_size)
     above, below = (batches(images, options.batch_size, context.generator) for images in (upper, context.train))
-    for step in bar(range(steps), context.method):
+    for step in bar(range(options.steps), context.method):
         network.eval()
         now = macs.opened(value())
         adam.zero_grad()
@@ -130,9 +106,9 @@ def alternate(network: nn.Module, context: Context, options: Options, parameters
         network.train()
         with wide_batchnorm(network):
             loss_under(network, gates, now.detach(), next(below)).backward()
-        descent.step(learning_rate(options, step, steps))
+        descent.step(learning_rate(options, step, options.steps))
     network.eval()
-    return 2 * steps * options.batch_size
+    return 2 * options.steps * options.batch_size
 
 
 def planned(context: Context, logits: Tensor, network: nn.Module, images: int, decided_by: str) -> PruningPlan:

@@ -12,39 +12,28 @@ Published: ResNet-56 on CIFAR-10 93.53 to 93.77 % at 2.11x, ResNet-50 on ImageNe
 from __future__ import annotations
 
 import copy
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from hobs_rspar.allocation.threshold import threshold_widths
-from hobs_rspar.batchnorm import wide_batchnorm
-from hobs_rspar.config import Fraction, Positive, Section
 from hobs_rspar.coupling import Group, Groups, Member
 from hobs_rspar.criteria import group_norms
-from hobs_rspar.methods._gated import batches
 from hobs_rspar.methods._protocol import Context
+from hobs_rspar.methods._trained import NonNegative, TrainingOptions, batches, training_loss
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
-from hobs_rspar.training import SGD, autocast, learning_rate
+from hobs_rspar.training import SGD, learning_rate
 
 STEPS = 20  # of removal
 
 
-class Options(Section):
+class Options(TrainingOptions):
     """Options of the sparse training; params.yaml says what each is for."""
 
-    images: Positive = 10_000
-    batch_size: Positive = 128
-    learning_rate: Annotated[float, Field(gt=0)] = 0.01
-    strength: Annotated[float, Field(ge=0)] = 0.02
-    alpha: Annotated[float, Field(ge=0)] = 4.0
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: Annotated[float, Field(ge=0)] = 5e-4
-    warmup: Fraction = 0.2
+    strength: NonNegative = 0.02
+    alpha: NonNegative = 4.0
 
 
 def plan(context: Context, options: Options) -> PruningPlan:
@@ -57,20 +46,14 @@ def plan(context: Context, options: Options) -> PruningPlan:
 
 def sparse_training(network: nn.Module, context: Context, options: Options) -> int:
     """Trains ``network`` with the pull towards zero; the images seen."""
-    steps = max(1, options.images // options.batch_size)
     data = batches(context.train, options.batch_size, context.generator)
     descent = SGD(network, options, {})
-    network.train()
-    with wide_batchnorm(network):
-        for step in bar(range(steps), "sparse training"):
-            x, labels = next(data)
-            with autocast(x.device, "bf16"):
-                out = network(x).float()
-            F.cross_entropy(out, labels).backward()
-            pull(network, context.groups, options)
-            descent.step(learning_rate(options, step, steps))
+    for step in bar(range(options.steps), "sparse training"):
+        training_loss(network, next(data)).backward()
+        pull(network, context.groups, options)
+        descent.step(learning_rate(options, step, options.steps))
     network.eval()
-    return steps * options.batch_size
+    return options.steps * options.batch_size
 
 
 @torch.no_grad()

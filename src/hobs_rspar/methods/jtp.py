@@ -13,37 +13,31 @@ ResNet-56 on CIFAR-10 93.41 to 93.86 % at 50 % fewer FLOPs, MobileNetV2 on Image
 from __future__ import annotations
 
 import copy
-from typing import Annotated
 
 import numpy as np
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar.allocation.sac import SoftActorCritic, perceptron
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.walk import Walk, features
-from hobs_rspar.batchnorm import wide_batchnorm
-from hobs_rspar.config import Fraction, Positive, Section
+from hobs_rspar.config import Positive
 from hobs_rspar.coupling import Groups
 from hobs_rspar.criteria import filter_norms
 from hobs_rspar.curvature.gates import Gates
-from hobs_rspar.methods._gated import Above, NonNegative, batches
 from hobs_rspar.methods._protocol import Context
+from hobs_rspar.methods._trained import NonNegative, TrainingOptions, batches, training_loss
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
-from hobs_rspar.training import SGD, accuracy, autocast, learning_rate, logits
+from hobs_rspar.training import SGD, accuracy, learning_rate, logits
 
 EMBEDDING, DECODER_RATE = 128, 1e-3  # of the round, and of what decodes the reward from it
 
 
-class Options(Section):
+class Options(TrainingOptions):
     """Options of training and agent; params.yaml says what each is for."""
 
-    images: Positive = 10_000
-    batch_size: Positive = 128
-    learning_rate: Above = 0.01
     rounds: Positive = 6
     episodes: Positive = 8
     updates: Positive = 64
@@ -51,9 +45,6 @@ class Options(Section):
     hidden: Positive = 300
     entropy: NonNegative = 0.1
     alignment: NonNegative = 0.01
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
-    warmup: Fraction = 0.2
 
 
 class Guide:
@@ -123,30 +114,21 @@ class Guide:
 def plan(context: Context, options: Options) -> PruningPlan:
     network, guide = copy.deepcopy(context.network), Guide(context, options)
     descent = SGD(network, options, {})
-    steps = max(1, options.images // options.batch_size)
     data = batches(context.train, options.batch_size, context.generator)
-    ends = np.linspace(0, steps, options.rounds + 1).round().astype(int)
+    ends = np.linspace(0, options.steps, options.rounds + 1).round().astype(int)
     best = torch.ones(int(context.groups.sizes.sum()))
     for number in bar(range(options.rounds), context.method):
         for step in range(ends[number], ends[number + 1]):
-            train(network, context.groups, best, next(data), options.alignment)
-            descent.step(learning_rate(options, step, steps))
+            pull = options.alignment * misaligned(network, context.groups, best)
+            (training_loss(network, next(data)) + pull).backward()
+            descent.step(learning_rate(options, step, options.steps))
         network.eval()
         best = guide.play(network, number)
     widths = np.array([int(part.sum()) for part in best.split(context.groups.sizes.tolist())])
     search = {"evaluations": guide.evaluations, "images": guide.evaluations * options.held_out, "episodes": [],
               "chosen": "highest reward of the last round", "measured": []}
     return context.keep_best(filter_norms(network, context.groups, 2), widths, "L2 norm, soft actor-critic",
-                             search=search, trained=network, images=steps * options.batch_size)
-
-
-def train(network: nn.Module, groups: Groups, mask: Tensor, batch: tuple[Tensor, Tensor], alignment: float) -> None:
-    """Gradients of the whole network's loss and of the pull towards the mask."""
-    x, labels = batch
-    network.train()
-    with wide_batchnorm(network), autocast(x.device, "bf16"):
-        out = network(x).float()
-    (F.cross_entropy(out, labels) + alignment * misaligned(network, groups, mask)).backward()
+                             search=search, trained=network, images=options.steps * options.batch_size)
 
 
 def misaligned(network: nn.Module, groups: Groups, mask: Tensor) -> Tensor:

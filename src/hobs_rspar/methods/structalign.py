@@ -14,39 +14,31 @@ equation 5 does not). The source documents' KL term is nowhere in the paper. Pub
 from __future__ import annotations
 
 import copy
-from typing import Annotated
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional as F
 
-from hobs_rspar.batchnorm import wide_batchnorm
-from hobs_rspar.config import Fraction, Positive, Section, Share
+from hobs_rspar.config import Share
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.gates import Gates
-from hobs_rspar.methods._gated import OPEN, Above, Macs, NonNegative, batches, loss_under, planned, sampled
+from hobs_rspar.methods._gated import OPEN, Macs, loss_under, planned, sampled
+from hobs_rspar.methods._gated import Options as GatedOptions
 from hobs_rspar.methods._protocol import Context
+from hobs_rspar.methods._trained import Above, NonNegative, batches, training_loss
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
-from hobs_rspar.training import SGD, autocast, learning_rate
+from hobs_rspar.training import SGD, learning_rate
 
 EMBEDDING, HIDDEN = 64, 128  # of the gate network
 
 
-class Options(Section):
+class Options(GatedOptions):
     """Options of the training; params.yaml says what each is for."""
 
-    images: Positive = 10_000
-    batch_size: Positive = 128
-    learning_rate: Above = 0.01
     gate_rate: Above = 0.01
     strength: NonNegative = 4.0
     lasso: NonNegative = 0.05
     begin: Share = 0.2
-    momentum: Annotated[float, Field(ge=0, lt=1)] = 0.9
-    weight_decay: NonNegative = 5e-4
-    warmup: Fraction = 0.2
 
 
 class GateNetwork(nn.Module):
@@ -82,10 +74,9 @@ def trained(network: nn.Module, context: Context, options: Options) -> tuple[Ten
     gates, macs = Gates(groups), Macs(groups, device)
     source = GateNetwork(groups.sizes.tolist(), context.derived_seed).to(device)
     descent, adam = SGD(network, options, {}), torch.optim.Adam(source.parameters(), lr=options.gate_rate)
-    steps = max(1, options.images // options.batch_size)
-    begin = round(options.begin * steps)
+    begin = round(options.begin * options.steps)
     data = batches(context.train, options.batch_size, random)
-    for step in bar(range(steps), "structalign"):
+    for step in bar(range(options.steps), "structalign"):
         if step >= begin:
             network.eval()
             value = macs.opened(sampled(source(), random))
@@ -94,17 +85,13 @@ def trained(network: nn.Module, context: Context, options: Options) -> tuple[Ten
             (loss + options.strength * macs.overshoot(value, context.budget)).backward()
             adam.step()
             network.zero_grad()
-        network.train()
-        x, labels = next(data)
-        with wide_batchnorm(network), autocast(device, "bf16"):
-            out = network(x).float()
-        F.cross_entropy(out, labels).backward()
-        rate = learning_rate(options, step, steps)
+        training_loss(network, next(data)).backward()
+        rate = learning_rate(options, step, options.steps)
         descent.step(rate)
         if step >= begin:
             shrink(network, groups, value.detach(), rate * options.lasso)
     network.eval()
-    return source().detach(), (2 * steps - begin) * options.batch_size
+    return source().detach(), (2 * options.steps - begin) * options.batch_size
 
 
 @torch.no_grad()
