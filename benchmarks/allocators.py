@@ -63,8 +63,7 @@ def ruled(problem: Problem, rewards: dict[str, Reward]) -> Runs:
     runs: Runs = {}
     space = problem.space
     for name, rule in (("uniform", lambda: space.uniform),
-                       ("global threshold", lambda: threshold_widths(space.groups, problem.scores, space.budget,
-                                                                     space.min_ratio, space.tolerance))):
+                       ("global threshold", lambda: threshold_widths(space, problem.scores))):
         for reward, scored in rewards.items():
             for limit in LIMITS:
                 runs[reward, limit, name] = [one_shot(rule, scored) for _ in SEEDS]

@@ -10,9 +10,10 @@ import torch
 
 from _stage import cell_arguments, record_seconds, run
 from hobs_rspar import checkpoint, config
+from hobs_rspar.allocation.expense import limited
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.coupling import Groups
 from hobs_rspar.device import keep_freed_memory, resolve_device
-from hobs_rspar.errors import UserError
 from hobs_rspar.methods import _registry
 from hobs_rspar.methods._protocol import Context, FileInputs
 from hobs_rspar.paths import Paths
@@ -24,17 +25,16 @@ def main() -> None:
     params = config.load()
     method, seed = cell_arguments(params)
     options = _registry.options(method, params.methods[method])
-    budget = params.study.budget.macs
-    if budget is None:
-        raise UserError("params.yaml: study.budget: a latency budget is not supported by the allocators yet; set "
-                        "study.budget.macs (a kept fraction in (0, 1]) and the others to null")
     torch.set_num_threads(params.allocation.threads)
     paths = Paths.of(params.study)
     device = resolve_device(params.device)
     network, spec = checkpoint.load_with_spec(paths.dense / "dense.safetensors")
     groups = Groups.from_json(json.loads((paths.dense / "groups.json").read_text()))
-    context = Context(network.to(device, memory_format=torch.channels_last), spec, groups, method, seed,
-                      params.study.dataset, budget, params.allocation.min_ratio, params.allocation.tolerance,
+    asked = params.study.budget.model_dump()
+    budget, expense = limited(groups, asked, json.loads(paths.latency.read_text()))
+    space = Space(groups, budget, params.allocation.min_ratio, params.allocation.tolerance, expense)
+    context = Context(network.to(device, memory_format=torch.channels_last), spec, space, method, seed,
+                      params.study.dataset, {key: value for key, value in asked.items() if value is not None},
                       FileInputs(paths.dense, paths.data, device))
     plan = _registry.method(method).plan(context, options)
     plan.check(groups)
@@ -42,7 +42,8 @@ def main() -> None:
     checkpoint.save_tensors(paths.cell(context.cell) / "weights.safetensors", plan.weights or {})
     seconds = record_seconds(paths.cost(context.cell, "allocate"), started)
     searched = f", {plan.search['evaluations']} allocations evaluated" if plan.search else ""
-    print(f"allocate {context.cell}: kept {plan.macs_ratio:.4f} of MACs (budget {budget:g}){searched}, {seconds:.0f} s")
+    print(f"allocate {context.cell}: kept {plan.macs_ratio:.4f} of MACs (budget {budget:.3g}x {expense.unit}){searched}"
+          f", {seconds:.0f} s")
 
 
 if __name__ == "__main__":

@@ -12,7 +12,7 @@ import _measure
 from _estimate import START_SECONDS, claim_seconds, in_words, recorded, total
 
 from hobs_rspar import checkpoint, config, networks, surgery
-from hobs_rspar.allocation.uniform import uniform_widths
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.coupling import Groups
 from hobs_rspar.device import resolve_device
 from hobs_rspar.errors import UserError
@@ -65,7 +65,7 @@ def widths_and_loss(params: config.Params, groups: Groups) -> None:
     if budget is None:
         print("budget: a latency; widths are known once it has been measured")
         return
-    widths = uniform_widths(groups, budget, params.allocation.min_ratio, params.allocation.tolerance)
+    widths = Space(groups, budget, params.allocation.min_ratio, params.allocation.tolerance).uniform
     scores = hobs_scores(params, groups)
     print(f"{'group':24} {'channels':>8} {'uniform':>8} {'predicted loss':>15}")
     for group, width in zip(groups, widths):
@@ -125,7 +125,7 @@ def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups
 
 def full_size_images(recipe, images: int, size: int) -> float:
     """Images of all epochs, in units of full-size images: a crop costs its share of the pixels."""
-    images = min(images, getattr(recipe, "images", None) or images)
+    images = min(images, recipe.images or images)
     return images * sum((crop / size) ** 2 for crop in recipe.crops or [size] * recipe.epochs)
 
 
@@ -142,8 +142,8 @@ def shrunk(params: config.Params, network, groups: Groups):
     """The network with uniform widths; the dense one where the budget is a latency."""
     if params.study.budget.macs is None:
         return network
-    widths = uniform_widths(groups, params.study.budget.macs, params.allocation.min_ratio, params.allocation.tolerance)
-    state = groups.sliced(network.state_dict(), [range(int(width)) for width in widths])
+    space = Space(groups, params.study.budget.macs, params.allocation.min_ratio, params.allocation.tolerance)
+    state = groups.sliced(network.state_dict(), [range(int(width)) for width in space.uniform])
     return checkpoint.fit(copy.deepcopy(network), state, "preview")
 
 

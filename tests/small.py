@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar import checkpoint, networks, surgery, training
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.compression import MemoryInputs
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature import statistics
@@ -274,4 +275,5 @@ def context(name: str, method: str, seed: int = 42, budget: float = 0.5, parts: 
     validation = images(1000, spec.in_channels, spec.image_size, spec.classes, seed=1)
     train = images(96, spec.in_channels, spec.image_size, spec.classes, seed=2)
     inputs = WatchedInputs(parts, {"train": train, "calibration": calibration, "validation": validation})
-    return Context(zoo(name), spec, zoo_groups(name), method, seed, "none", budget, 0.1, 0.01, inputs)
+    space = Space(zoo_groups(name), budget, 0.1)
+    return Context(zoo(name), spec, space, method, seed, "none", {"macs": budget}, inputs)

@@ -8,20 +8,22 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import IMAGES, ZOO, Stream, assert_same, context, images, seeded, snapshot, trained, zoo_groups
+from small import IMAGES, ZOO, Stream, assert_same, context, images, seeded, snapshot, trained, zoo, zoo_groups
 from torch.nn import functional as F
 
 from hobs_rspar import cost, surgery
-from hobs_rspar.allocation.budget import complete, floors, moves, project, project_many
+from hobs_rspar.allocation.budget import floors, moves
 from hobs_rspar.allocation.environment import PruningEnvironment
+from hobs_rspar.allocation.expense import Macs, Milliseconds, limited
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.ppo import RSPARAgent
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.threshold import threshold_widths
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.coupling import Group, Groups, Member
 from hobs_rspar.curvature.hobs import analyse, centred, collect_factors
 from hobs_rspar.curvature.repair import reestimate_batchnorm
 from hobs_rspar.errors import UserError
+from hobs_rspar.hardware.latency_table import LatencyTable, Layer
 from hobs_rspar.training import accuracy, logits
 
 
@@ -50,7 +52,7 @@ def test_budgets_are_met_from_any_ratios(name):
     low = floors(groups, 0.1)
     for _ in range(12):
         budget, ratios = random.uniform(0.1, 1), random.uniform(0.01, 1, len(groups))
-        widths = project(groups, ratios, budget, 0.1)
+        widths = Space(groups, budget, 0.1).project(ratios[None])[0]
         assert abs(kept(groups, widths) - budget) <= 0.01 * budget
         assert (widths >= low).all() and (widths <= groups.sizes).all() and widths.dtype.kind == "i"
 
@@ -58,19 +60,19 @@ def test_budgets_are_met_from_any_ratios(name):
 def test_uniform_widths_are_uniform_up_to_single_channels():
     groups = zoo_groups("resnet20")
     for budget in (0.1, 0.26, 0.5, 0.9):
-        widths = uniform_widths(groups, budget)
+        widths = Space(groups, budget).uniform
         ratios = widths / groups.sizes
         middle = np.median(ratios)
         assert (np.abs(widths - middle * groups.sizes) <= 1.5).all()
         assert abs(kept(groups, widths) - budget) <= 0.01 * budget
-    assert (uniform_widths(groups, 1.0) == groups.sizes).all()
+    assert (Space(groups, 1.0).uniform == groups.sizes).all()
 
 
 def test_projection_keeps_the_proportions():
     groups = zoo_groups("resnet20")
     ratios = np.linspace(0.2, 0.9, len(groups))
-    widths = project(groups, ratios, 0.3, 0.01)
-    scaled = project(groups, 0.37 * ratios, 0.3, 0.01)
+    widths = Space(groups, 0.3, 0.01).project(ratios[None])[0]
+    scaled = Space(groups, 0.3, 0.01).project(0.37 * ratios[None])[0]
     assert (widths == scaled).all()
     scale = (widths / groups.sizes / ratios)
     assert (np.abs(scale - np.median(scale)) * ratios * groups.sizes <= 1.5).all()
@@ -81,7 +83,7 @@ def test_floors_and_protected_groups_are_respected():
     low = floors(groups, 0.35)
     assert low.tolist() == [6, 16, 12, 12, 23, 23]  # ceilings, and all of the protected group
     ratios = np.array([1, 0.01, 0.01, 0.01, 1, 1])
-    widths = project(groups, ratios, 0.45, 0.35)
+    widths = Space(groups, 0.45, 0.35).project(ratios[None])[0]
     assert (widths >= low).all() and widths[1] == 16 and widths[2] == 12
     assert abs(kept(groups, widths) - 0.45) <= 0.0045
     assert floors(groups, 1e-9).tolist() == [1, 16, 1, 1, 1, 1]
@@ -90,9 +92,9 @@ def test_floors_and_protected_groups_are_respected():
 def test_impossible_budgets_are_refused():
     groups = zoo_groups("resnet8")
     with pytest.raises(UserError, match="budget 0.05x MACs cannot be met: with every group at its floor .*; raise"):
-        project(groups, np.ones(6), 0.05, 0.5)
+        Space(groups, 0.05, 0.5).project(np.ones((1, 6)))
     with pytest.raises(UserError, match="nearest widths keep 0.5000x .group conv0 is the coarsest.; change the budget"):
-        uniform_widths(chain(2), 0.7)
+        assert Space(chain(2), 0.7).uniform
 
 
 def test_completion_takes_the_nearest_widths():
@@ -100,9 +102,9 @@ def test_completion_takes_the_nearest_widths():
     groups = chain(100, 100)
     wanted = np.array([50.0, 50.0])
     target = kept(groups, np.array([50, 51]))
-    widths = complete(groups, wanted, target, np.array([1, 1]), tolerance=1e-9)
+    widths = Space(groups, target, tolerance=1e-9).complete(wanted[None])[0]
     assert sorted(widths.tolist()) == [50, 51]
-    assert (complete(groups, wanted, target, np.array([1, 1]), tolerance=0.05) == 50).all()  # met as it is
+    assert (Space(groups, target, tolerance=0.05).complete(wanted[None]) == 50).all()  # met as it is
 
 
 def test_small_networks_meet_every_budget_that_can_be_met():
@@ -111,25 +113,25 @@ def test_small_networks_meet_every_budget_that_can_be_met():
     ratios = groups.macs(every) / groups.dense_macs
     for budget in np.arange(0.1, 1, 0.02):
         if (np.abs(ratios - budget) <= 0.01 * budget).any():
-            assert abs(kept(groups, uniform_widths(groups, budget)) - budget) <= 0.01 * budget
+            assert abs(kept(groups, Space(groups, budget).uniform) - budget) <= 0.01 * budget
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
 def test_many_projections_are_the_single_ones(name):
     groups, random = zoo_groups(name), np.random.default_rng(1)
     ratios = random.uniform(0.01, 1, (20, len(groups)))
-    together = project_many(groups, ratios, 0.3, 0.1)
+    together = Space(groups, 0.3, 0.1).project(ratios)
     assert (np.abs(groups.macs(together) / groups.dense_macs - 0.3) <= 0.003).all()
-    assert (together == [project(groups, row, 0.3, 0.1) for row in ratios]).all()
+    assert (together == [Space(groups, 0.3, 0.1).project(row[None])[0] for row in ratios]).all()
 
 
 def test_rows_without_a_single_step_are_completed_among_the_others():
     """In a small network some rows need the look at everything; their neighbours in the batch do not notice."""
     groups = surgery.groups(seeded(Stream), IMAGES[:1])
     ratios = np.random.default_rng(2).uniform(0.01, 1, (200, len(groups)))
-    together = project_many(groups, ratios, 0.31, 0.0, tolerance=0.002)
+    together = Space(groups, 0.31, 0.0, 0.002).project(ratios)
     assert (np.abs(groups.macs(together) / groups.dense_macs - 0.31) <= 0.002 * 0.31).all()
-    assert (together == [project(groups, row, 0.31, 0.0, 0.002) for row in ratios]).all()
+    assert (together == [Space(groups, 0.31, 0.0, 0.002).project(row[None])[0] for row in ratios]).all()
 
 
 @pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2", "vgg16_bn_cifar"])
@@ -144,11 +146,12 @@ def test_threshold_on_a_known_ranking():
     groups = chain(10, 10, 10)
     scores = [torch.arange(10) + 100.0, torch.arange(10) + 0.0, torch.arange(10) + 50.0]
     target = kept(groups, np.array([10, 1, 7]))  # nine of the second group go first, then three of the third
-    widths = threshold_widths(groups, scores, target)
+    widths = threshold_widths(Space(groups, target), scores)
     assert widths.tolist() == [10, 1, 7]
-    low = threshold_widths(groups, scores, kept(groups, np.array([10, 4, 4])), min_ratio=0.4)
+    low = threshold_widths(Space(groups, kept(groups, np.array([10, 4, 4])), 0.4), scores)
     assert low.tolist() == [10, 4, 4]
-    whole = threshold_widths(chain(10, 10, 10, protected="conv1"), scores, kept(groups, np.array([10, 10, 3])))
+    shielded = chain(10, 10, 10, protected="conv1")
+    whole = threshold_widths(Space(shielded, kept(groups, np.array([10, 10, 3]))), scores)
     assert whole.tolist() == [10, 10, 3]
 
 
@@ -160,9 +163,62 @@ def test_threshold_meets_its_budget_on_any_ranking(name):
         scores = [torch.rand(int(size), generator=random) * 10 ** float(torch.rand(1, generator=random))
                   for size in groups.sizes]
         budget = 0.15 + 0.1 * seed
-        assert abs(kept(groups, threshold_widths(groups, scores, budget, 0.1)) - budget) <= 0.01 * budget
+        assert abs(kept(groups, threshold_widths(Space(groups, budget, 0.1), scores)) - budget) <= 0.01 * budget
     with pytest.raises(UserError, match="cannot be met"):
-        threshold_widths(groups, scores, 0.05, 0.9)
+        threshold_widths(Space(groups, 0.05, 0.9), scores)
+
+
+# --- latency as the budget
+
+def timed(groups: Groups, rate: float = 0.0) -> LatencyTable:
+    """2 ms, 1 ms for every 1,000 of a layer's inputs x outputs, and ``rate`` ms for an element."""
+    layers = {}
+    for name, (_, outs, ins) in groups.layers.items():
+        grid = tuple(tuple(i * o / 1000 for o in (1, outs)) for i in (1, ins))
+        layers[name] = Layer((1, ins), (1, outs), grid, 7)
+    table = LatencyTable(layers, 64, "cpu_a")
+    table.fit = np.array([2.0, 1.0, rate])
+    return table
+
+
+@pytest.mark.parametrize("name", ["resnet20", "vgg16_bn_cifar"])
+def test_a_latency_is_what_the_table_says_of_the_pruned_network(name):
+    groups, random = zoo_groups(name), np.random.default_rng(0)
+    expense = Milliseconds(groups, timed(groups, 0.01))
+    widths = np.stack([random.integers(2, groups.sizes) for _ in range(4)])
+    for row, ms in zip(widths, expense.of(widths)):
+        state = groups.sliced(zoo(name).state_dict(), [range(int(width)) for width in row])
+        shapes = [state[f"{layer}.weight"].shape for layer in groups.layers]
+        assert ms == pytest.approx(2 + sum(s[0] * s[1] / 1000 + 0.07 * s[0] for s in shapes))
+    changes = moves(len(groups))[0][::9]
+    after = expense.after(widths, changes)
+    assert after.shape == (4, len(changes)) and after[2, 5] == pytest.approx(expense.of(widths[2] + changes[5]))
+
+
+@pytest.mark.parametrize("budget", [{"latency_ratio": 0.5}, {"latency_ms": 8.0}])
+def test_a_latency_budget_is_met(budget):
+    groups = zoo_groups("resnet20")
+    table = timed(groups)
+    given = {"macs": None, "latency_ms": None, "latency_ratio": None} | budget
+    kept_share, expense = limited(groups, given, table.to_json())
+    assert kept_share * expense.dense == pytest.approx(budget.get("latency_ms", 0.5 * expense.dense))
+    space = Space(groups, kept_share, 0.1, expense=expense)
+    ratios = np.random.default_rng(1).uniform(0.2, 1, (8, len(groups)))
+    for widths in (space.project(ratios), space.uniform[None], space.disturbed(space.project(ratios), 3,
+                                                                               np.random.default_rng(2))):
+        assert (np.abs(space.spent(widths) - kept_share) <= 0.01 * kept_share).all() and space.meets(widths).all()
+    scores = [torch.rand(int(size), generator=torch.Generator().manual_seed(0)) for size in groups.sizes]
+    assert space.meets(threshold_widths(space, scores)[None]).all()
+
+
+def test_a_latency_budget_needs_this_networks_table():
+    groups, asked = zoo_groups("resnet20"), {"macs": None, "latency_ms": None, "latency_ratio": 0.5}
+    with pytest.raises(UserError, match="latency.json: nothing was measured"):
+        limited(groups, asked, {"measured": False})
+    with pytest.raises(UserError, match="latency.json is another network's: its layers differ"):
+        limited(groups, asked, timed(zoo_groups("resnet8")).to_json())
+    kept_share, expense = limited(groups, {"macs": 0.3, "latency_ms": None, "latency_ratio": None}, {"measured": False})
+    assert kept_share == 0.3 and isinstance(expense, Macs)
 
 
 # --- penalty

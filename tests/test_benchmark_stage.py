@@ -13,6 +13,7 @@ import yaml
 from hobs_rspar import checkpoint, cost
 from hobs_rspar.errors import UserError
 from hobs_rspar.networks import NetworkSpec, build
+from hobs_rspar.surgery import groups
 
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = NetworkSpec("resnet8", classes=10, in_channels=1, image_size=12)
@@ -263,8 +264,9 @@ def test_a_latency_table_when_the_budget_is_a_latency(study, capsys):
     from hobs_rspar.hardware.latency_table import LatencyTable
     change_params(study__budget={"macs": None, "latency_ms": None, "latency_ratio": 0.5}, latency__batch_size=2,
                   latency__rounds=1)
+    write(study / "artifacts/dense/fashion_mnist_resnet8/groups.json", groups(build(SPEC), SPEC.example()).to_json())
     script("latency").main()
     table = LatencyTable.from_json(json.loads(Path("artifacts/tiny/latency.json").read_text()))
     assert len(table.layers) == len(cost.layer_macs(build(SPEC), SPEC.example())) and table.batch_size == 2
-    assert table.layer_ms("layer1.0.conv1", 5, 7) > 0
-    assert "latency tiny: 10 layers at batch 2 on cpu_" in capsys.readouterr().out
+    assert table.layer_ms("layer1.0.conv1", 5, 7) > 0 and len(table.errors()) == 16
+    assert "latency tiny: 10 layers and 16 whole networks at batch 2 on cpu_" in capsys.readouterr().out

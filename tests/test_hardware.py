@@ -10,12 +10,15 @@ import types
 import numpy as np
 import pytest
 import torch
+from small import zoo, zoo_groups
 from torch import nn
 
+from hobs_rspar import surgery
 from hobs_rspar.device import resolve_device
 from hobs_rspar.errors import UserError
 from hobs_rspar.hardware import cell, energy, physics, platform, timing
-from hobs_rspar.hardware.latency_table import LatencyTable, Layer, measure_table
+from hobs_rspar.hardware.latency_measurement import WHOLES, measure_table
+from hobs_rspar.hardware.latency_table import LatencyTable, Layer, Whole
 from hobs_rspar.hardware.metrics import SystemMetrics, measure_network
 from hobs_rspar.hardware.physics import Bounds
 from hobs_rspar.hardware.profiler import GPUProfiler
@@ -374,18 +377,40 @@ def plane() -> LatencyTable:
     """A table whose latencies are 1 + 2 i + 3 o + i o: bilinear, so that interpolation must be exact."""
     inputs, outputs = (2, 4, 8), (1, 8)
     ms = tuple(tuple(1 + 2 * i + 3 * o + i * o for o in outputs) for i in inputs)
-    return LatencyTable({"conv": Layer(inputs, outputs, ms)}, 64, "cpu_a")
+    return LatencyTable({"conv": Layer(inputs, outputs, ms, 100)}, 64, "cpu_a")
 
 
 @pytest.mark.parametrize(("i", "o"), [(2, 1), (3, 5), (4, 8), (7, 2), (8, 8)])
 def test_interpolation_is_bilinear(i, o):
     assert plane().layer_ms("conv", i, o) == pytest.approx(1 + 2 * i + 3 * o + i * o)
+    whole = plane().network_ms(np.array([[i], [8]]), np.array([[o], [8]]))
+    assert whole == pytest.approx([1 + 2 * i + 3 * o + i * o, 105])
 
 
-def test_table_sums_round_trips_and_refuses():
+def timed(count: int, noise: float = 0.0) -> LatencyTable:
+    """Whole networks that take 4 ms + 1.5 times the layer + 0.01 ms for each of its 100 elements a channel."""
+    random, wholes = np.random.default_rng(0), []
+    for i, o in zip(random.integers(2, 9, count), random.integers(1, 9, count)):
+        ms = 4 + 1.5 * (1 + 2 * i + 3 * o + i * o) + 0.01 * 100 * o
+        wholes.append(Whole((int(i),), (int(o),), float(ms * (1 + noise * random.normal()))))
+    return LatencyTable(plane().layers, 64, "cpu_a", tuple(wholes))
+
+
+def test_the_model_of_the_whole_is_found_and_its_error_is_that_of_networks_left_out():
+    table = timed(12)
+    assert table.fit == pytest.approx([4, 1.5, 0.01]) and table.errors() == pytest.approx(0, abs=1e-9)
+    noisy = timed(12, 0.05)
+    others = LatencyTable(noisy.layers, 64, "cpu_a", noisy.wholes[1:])
+    out = noisy.wholes[0]
+    foretold = others.network_ms(np.array(out.inputs), np.array(out.outputs))
+    assert noisy.errors()[0] == pytest.approx(abs(foretold / out.milliseconds - 1)) and noisy.errors().max() > 0.01
+    again = LatencyTable.from_json(json.loads(json.dumps(noisy.to_json())))
+    assert again.fit.tolist() == noisy.fit.tolist() and again.wholes == noisy.wholes
+
+
+def test_table_round_trips_and_refuses():
     table = LatencyTable.from_json(json.loads(json.dumps(plane().to_json())))
-    assert table.predict({"conv": (3, 5)}) == plane().predict({"conv": (3, 5)}) and table.platform == "cpu_a"
-    assert table.dense_ms() == pytest.approx(1 + 16 + 24 + 64)
+    assert table.layers == plane().layers and table.platform == "cpu_a" and table.batch_size == 64
     assert table.layer_ms("conv", 1, 1) == table.layer_ms("conv", 2, 1)  # below the smallest measured width
     with pytest.raises(UserError, match="layer 'fc' is not in it. It has: conv"):
         table.layer_ms("fc", 1, 1)
@@ -399,13 +424,30 @@ def test_every_layer_is_measured_over_its_widths():
     network = timing.prepared(nn.Sequential(nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, groups=16, bias=False),
                                             nn.Conv2d(16, 16, 1), nn.Conv2d(16, 16, 1), nn.AdaptiveAvgPool2d(1),
                                             nn.Flatten(), nn.Linear(16, 5)), CPU)
-    table = measure_table(network, torch.zeros(1, 3, 8, 8), batch_size=2, rounds=1, platform="cpu_a")
+    image = torch.zeros(1, 3, 8, 8)
+    groups = surgery.groups(network, image)
+    table = measure_table(network, groups, image, batch_size=2, rounds=1, platform="cpu_a")
     assert list(table.layers) == ["0", "1", "2", "3", "6"]
     assert table.layers["0"].inputs == (1, 2, 3) and table.layers["0"].outputs == (2, 4, 6, 8, 10, 12, 14, 16)
     assert table.layers["2"] is table.layers["3"]  # equal layers share one measurement
     depthwise = table.layers["1"]
-    assert all(len(set(row)) == 1 for row in depthwise.milliseconds) and depthwise.inputs[-1] == 16
-    assert table.dense_ms() > 0 and table.predict({"6": (5, 3)}) > 0
+    assert depthwise.inputs == (16,) and depthwise.outputs == (2, 4, 6, 8, 10, 12, 14, 16)
+    assert [layer.elements for layer in table.layers.values()] == [2 * 36, 2 * 16, 2 * 16, 2 * 16, 2]
+    assert len(table.wholes) == WHOLES and table.wholes[0].outputs == (16, 16, 16, 16, 5)
+    assert all(whole.milliseconds > 0 and whole.inputs[0] == 3 for whole in table.wholes)
+    assert (table.network_ms(*groups.layer_widths(np.stack([groups.sizes, groups.sizes // 2]))) > 0).all()
+
+
+@pytest.mark.parametrize("name", ["resnet20", "mobilenet_v2"])
+def test_layer_widths_are_those_of_the_pruned_network(name):
+    groups = zoo_groups(name)
+    widths = np.stack([np.random.default_rng(seed).integers(1, groups.sizes + 1) for seed in range(3)])
+    widths[:, [bool(group.protected) for group in groups]] = groups.sizes[[bool(group.protected) for group in groups]]
+    for row, ins, outs in zip(widths, *groups.layer_widths(widths)):
+        state = groups.sliced(zoo(name).state_dict(), [range(int(width)) for width in row])
+        for layer, inputs, outputs in zip(groups.layers, ins, outs):
+            shape, grouped = state[f"{layer}.weight"].shape, getattr(zoo(name).get_submodule(layer), "groups", 1) > 1
+            assert outputs == shape[0] and (grouped or inputs == shape[1])
 
 
 # --- public metrics and profiler

@@ -3,6 +3,7 @@
 import copy
 import importlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -46,10 +47,10 @@ def assert_valid(plan: PruningPlan, name: str, where) -> None:
     counted = cost.count(pruned, spec.example()).macs
     assert plan.macs == counted and plan.dense_macs == cost.count(where.network, spec.example()).macs
     if plan.method != "unpruned":
-        assert abs(counted / plan.dense_macs - where.budget) <= 0.01 * where.budget
-        least = [max(1, int(np.ceil(where.min_ratio * size - 1e-9))) for size in groups.sizes]
+        assert abs(counted / plan.dense_macs - where.space.budget) <= 0.01 * where.space.budget
+        least = [max(1, int(np.ceil(where.space.min_ratio * size - 1e-9))) for size in groups.sizes]
         assert all(len(kept) >= fewest for kept, fewest in zip(plan.kept, least))
-    assert (plan.method, plan.seed, plan.budget) == (where.method, where.seed, {"macs": where.budget})
+    assert (plan.method, plan.seed, plan.budget) == (where.method, where.seed, {"macs": where.space.budget})
     assert all(group.reason for group in plan.groups) and plan.decided_by
 
 
@@ -118,7 +119,7 @@ def test_a_protected_group_stays_whole_in_every_method():
     groups = surgery.groups(zoo("resnet8"), ZOO["resnet8"].example(), ["layer2.0.conv1"])
     for method in available_methods():
         where = context("resnet8", method, budget=0.6)
-        where.groups = groups
+        where.space = replace(where.space, groups=groups, expense=None)
         plan = decide(method, where)
         kept = {group.name: group for group in plan.groups}["layer2.0.conv1"]
         assert kept.kept == list(range(32)) and kept.reason == "kept whole: as asked", method

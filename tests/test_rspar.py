@@ -9,7 +9,6 @@ from small import context, statistics_of, zoo_groups
 from test_allocation import chain
 
 from hobs_rspar.allocation import fitted
-from hobs_rspar.allocation.budget import project
 from hobs_rspar.allocation.climber import Climber
 from hobs_rspar.allocation.environment import Evaluation
 from hobs_rspar.allocation.fitted import FittedReward
@@ -192,7 +191,7 @@ def test_rewards_by_hand():
     ratios = np.random.default_rng(0).uniform(0.02, 0.98, (16, 4))
     found, wanted, weights, excess = ours._pay(torch.from_numpy(ratios), Known()) / REWARD_SCALE, [], [], []
     for row in ratios:
-        widths = project(SPACE.groups, row, 0.35, 0.1, 0.02)
+        widths = SPACE.project(row[None])[0]
         raw = float(SPACE.groups.macs(np.maximum(1, np.rint(row * 16)))) / SPACE.groups.dense_macs
         drop = 0.5 - 0.4 * widths[1] / 16
         weights.append(AdaptivePenalty(0.02, 3.0, 1).weight(0.9, 0.9 - drop))

@@ -9,7 +9,6 @@ from small import zoo_groups
 from test_allocation import chain
 
 from hobs_rspar.allocation import dynamic
-from hobs_rspar.allocation.budget import project
 from hobs_rspar.allocation.reward import SeparableReward
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.trial import PATIENCE, Spent, Trial, run
@@ -216,7 +215,7 @@ def test_an_episode_pays_what_it_gains_over_uniform_widths():
     assert walk.features.shape == (4, 4) and walk.features.max() == 1
     ratios = torch.tensor([[0.5, 0.5, 0.5, 0.5], [0.3, 0.6, 0.2, 0.9]])
     gains = walk.pay(ratios)
-    scores = [Coupled().score(project(SPACE.groups, row, 0.35, 0.1, 0.02)[None])[0] for row in ratios.double().numpy()]
+    scores = [Coupled().score(SPACE.project(row[None]))[0] for row in ratios.double().numpy()]
     assert gains[0] == 0
     assert gains[1].item() == pytest.approx((scores[1] - scores[0]) / -scores[0], rel=1e-5)  # the dense one scores 0
     assert walk.behind == pytest.approx(-gains.mean().item())

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar import cost, surgery
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.curvature import repair, statistics
 from hobs_rspar.data import Images
 from hobs_rspar.errors import UserError
@@ -23,7 +24,6 @@ from hobs_rspar.training import accuracy, logits
 
 CALIBRATION = 1024  # images for sensitivity and repair; the rest, up to as many as the loader has, is for validation
 MIN_RATIO = 0.1
-TOLERANCE = 0.01
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def _context(model: nn.Module, calibration: Images, validation: Images, macs: fl
                                         generator(cell[1], "sensitivity"))
     inputs = MemoryInputs({"gates": gates, "factors": factors},
                           {"calibration": calibration, "validation": validation, "train": validation})
-    return Context(model, spec, groups, *cell, "yours", macs, MIN_RATIO, TOLERANCE, inputs)
+    return Context(model, spec, Space(groups, macs, MIN_RATIO), *cell, "yours", {"macs": macs}, inputs)
 
 
 def _carry_out(model: nn.Module, plan: PruningPlan, context: Context, calibration: Images,

@@ -105,24 +105,38 @@ class Groups(Sequence[Group]):
         bend = np.einsum("mi,mi->m", moves @ quadratic, moves)
         return self.macs(widths)[:, None] + np.rint(slope @ moves.T + bend).astype(np.int64)
 
+    def layer_widths(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Inputs and outputs of every layer, in the order of ``layers`` ([..., layers], [..., layers]).
+
+        The inputs of grouped convolutions are those of one group, which stay.
+
+        Args:
+            widths: kept channels [..., groups].
+        """
+        removed, (out, into) = self.sizes - np.asarray(widths), self._coefficients
+        _, outputs, inputs = (np.array(column) for column in zip(*self.layers.values()))
+        return inputs - removed @ into.T, outputs - removed @ out.T
+
     @cached_property
     def polynomial(self) -> tuple[np.ndarray, np.ndarray]:
         """MACs are quadratic in the removed channels r: dense - r . linear + r' quadratic r ([groups], symmetric)."""
         macs, outputs, inputs = (np.array(column, float) for column in zip(*self.layers.values()))
-        out, into = (np.stack(side) for side in zip(*self._coefficients()))
+        out, into = self._coefficients
         out, into = out / outputs[:, None], into / inputs[:, None]
         product = (macs[:, None] * out).T @ into
         return macs @ (out + into), (product + product.T) / 2
 
-    def _coefficients(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """For every layer: outputs and inputs that one channel of each group takes with it ([groups], [groups])."""
+    @cached_property
+    def _coefficients(self) -> tuple[np.ndarray, np.ndarray]:
+        """Outputs and inputs that one channel of each group takes from every layer ([layers, groups] both)."""
         position = {name: i for i, name in enumerate(self.layers)}
-        table = [(np.zeros(len(self)), np.zeros(len(self))) for _ in self.layers]
+        out, into = np.zeros((2, len(self.layers), len(self)))
         for g, group in enumerate(self.groups):
             for member in group.members:
                 if member.role != "norm":
-                    table[position[member.layer]][member.role == "consumer"][g] = len(member.index[0])
-        return table
+                    side = into if member.role == "consumer" else out
+                    side[position[member.layer], g] = len(member.index[0])
+        return out, into
 
     def sliced(self, state: dict[str, Tensor], kept: Sequence[Sequence[int]]) -> dict[str, Tensor]:
         """The state dict that remains when every group keeps only the channels ``kept[g]`` (sorted)."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from functools import cache
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from hobs_rspar.coupling import Groups
 from hobs_rspar.errors import UserError
 
-TOLERANCE = 0.01
+if TYPE_CHECKING:
+    from hobs_rspar.allocation.space import Space
+
 SMALL = 300_000  # allocations of a network small enough to look at all of them
 BLOCK = 1024  # allocations completed at once: bounds the memory for networks with many groups
+LEAST = 1e-9  # of the budget: what a step must come nearer, or rounding errors of a latency would go in circles
 DECIMALS = 9  # distances that differ by less are equal, and the gap to the budget decides
 
 
@@ -21,80 +25,68 @@ def floors(groups: Groups, min_ratio: float) -> np.ndarray:
     return np.where([bool(group.protected) for group in groups], groups.sizes, least)
 
 
-def project(groups: Groups, ratios: np.ndarray, budget: float, min_ratio: float,
-            tolerance: float = TOLERANCE) -> np.ndarray:
-    """Widths in proportion to ``ratios`` that meet the budget.
+def project(space: Space, ratios: np.ndarray) -> np.ndarray:
+    """Widths in proportion to ratios that meet the budget.
 
     Args:
-        groups: of the dense network.
-        ratios: wanted kept ratios [groups], any positive scale.
-        budget: kept fraction of the dense MACs.
-        min_ratio: floor of every group.
-        tolerance: |kept - budget| / budget that counts as met.
+        space: budget and floors.
+        ratios: wanted kept ratios [n, groups], any positive scale.
 
     Returns:
-        Kept channels [groups].
+        Kept channels [n, groups].
 
     Raises:
         UserError: the floors alone cost more than the budget, or no widths come within the tolerance.
     """
-    return project_many(groups, np.asarray(ratios)[None], budget, min_ratio, tolerance)[0]
-
-
-def project_many(groups: Groups, ratios: np.ndarray, budget: float, min_ratio: float,
-                 tolerance: float = TOLERANCE) -> np.ndarray:
-    """:func:`project` of many ratios [n, groups] at once: kept channels [n, groups]."""
-    sizes, low = groups.sizes, floors(groups, min_ratio)
-    target = budget * groups.dense_macs
-    if groups.macs(low) > target * (1 + tolerance):
-        whole = "; ".join(f"{group.name}: {group.protected}" for group in groups if group.protected) or "none"
-        raise UserError(f"budget {budget:g}x MACs cannot be met: with every group at its floor (allocation.min_ratio "
-                        f"{min_ratio:g}) {groups.macs(low) / groups.dense_macs:.4f}x remain; raise the budget or lower "
-                        f"allocation.min_ratio. Groups that are kept whole: {whole}")
+    spent, sizes, low = space.expense.of, space.sizes, space.low
+    if spent(low) > space.ceiling:
+        whole = "; ".join(f"{group.name}: {group.protected}" for group in space.groups if group.protected) or "none"
+        raise UserError(f"budget {space.budget:g}x {space.expense.unit} cannot be met: with every group at its floor "
+                        f"(allocation.min_ratio {space.min_ratio:g}) {space.spent(low):.4f}x remain; raise the budget "
+                        f"or lower allocation.min_ratio. Groups that are kept whole: {whole}")
     below, above = np.zeros((len(ratios), 1)), 1.0 / np.maximum(ratios.min(1, keepdims=True), 1e-9)
     for _ in range(60):  # bisection on the common scale, on real-valued widths
         middle = (below + above) / 2
-        over = groups.macs(np.clip(middle * ratios * sizes, low, sizes))[:, None] > target
+        over = spent(np.clip(middle * ratios * sizes, low, sizes))[:, None] > space.target
         below, above = np.where(over, below, middle), np.where(over, middle, above)
-    return complete_many(groups, np.clip(below * ratios * sizes, low, sizes), budget, low, tolerance)
+    return complete(space, np.clip(below * ratios * sizes, low, sizes))
 
 
-def complete(groups: Groups, wanted: np.ndarray, budget: float, low: np.ndarray,
-             tolerance: float = TOLERANCE) -> np.ndarray:
+def complete(space: Space, wanted: np.ndarray) -> np.ndarray:
     """Rounds real-valued widths and adds or takes back single channels until the budget is met.
 
     Every step takes the change (one channel, or one channel moved between two groups) that comes nearest to
     ``wanted`` among those that reduce the distance to the budget, preferring those that meet it.
+
+    Args:
+        space: budget and floors.
+        wanted: [n, groups].
+
+    Returns:
+        Kept channels [n, groups].
     """
-    return complete_many(groups, np.asarray(wanted)[None], budget, low, tolerance)[0]
-
-
-def complete_many(groups: Groups, wanted: np.ndarray, budget: float, low: np.ndarray,
-                  tolerance: float = TOLERANCE) -> np.ndarray:
-    """:func:`complete` of many wanted widths [n, groups] at once: kept channels [n, groups]."""
-    target = budget * groups.dense_macs
-    widths = np.clip(np.rint(wanted), low, groups.sizes).astype(int)
+    widths = np.clip(np.rint(wanted), space.low, space.sizes).astype(int)
     unmet = np.arange(len(widths))
-    while len(unmet := unmet[np.abs(groups.macs(widths[unmet]) - target) > tolerance * target]):
+    while len(unmet := unmet[~space.spends(widths[unmet])]):
         for rows in np.array_split(unmet, -(-len(unmet) // BLOCK)):
-            widths[rows] = _step(groups, widths[rows], wanted[rows], target, low, tolerance)
+            widths[rows] = _step(space, widths[rows], wanted[rows])
     return widths
 
 
-def _step(groups: Groups, widths: np.ndarray, wanted: np.ndarray, target: float, low: np.ndarray,
-          tolerance: float) -> np.ndarray:
+def _step(space: Space, widths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The best change of each of some widths [n, groups]; all other widths where no single change helps."""
-    changes, up, down = moves(len(low))
-    gaps = np.abs(groups.macs_after(widths, changes) - target)
-    nearer = gaps < np.abs(groups.macs(widths) - target)[:, None]
-    nearer &= (widths == groups.sizes) @ up + (widths == low) @ down == 0
+    sizes, (changes, up, down) = space.sizes, moves(len(space.sizes))
+    gaps = np.abs(space.expense.after(widths, changes) - space.target)
+    nearer = gaps < np.abs(space.expense.of(widths) - space.target)[:, None] - LEAST * space.target
+    nearer &= (widths == sizes) @ up + (widths == space.low) @ down == 0
     before = np.abs(widths - wanted)
-    distance = ((np.abs(widths + 1 - wanted) - before) / groups.sizes) @ up
-    distance += ((np.abs(widths - 1 - wanted) - before) / groups.sizes) @ down
-    best = _first(np.where(nearer, distance + 1e3 * (gaps > tolerance * target), np.inf), gaps)
+    distance = ((np.abs(widths + 1 - wanted) - before) / sizes) @ up
+    distance += ((np.abs(widths - 1 - wanted) - before) / sizes) @ down
+    unmet = gaps > space.tolerance * space.target
+    best = _first(np.where(nearer, distance + 1e3 * unmet, np.inf), gaps)
     changed = widths + changes[best]
     for row in np.flatnonzero(~nearer.any(1)):
-        changed[row] = _jump(groups, widths[row], wanted[row], target, low, tolerance)
+        changed[row] = _jump(space, widths[row], wanted[row])
     return changed
 
 
@@ -104,19 +96,19 @@ def _first(distance: np.ndarray, gaps: np.ndarray) -> np.ndarray:
     return np.where(distance == distance.min(-1, keepdims=True), gaps, np.inf).argmin(-1)
 
 
-def _jump(groups: Groups, widths: np.ndarray, wanted: np.ndarray, target: float, low: np.ndarray,
-          tolerance: float) -> np.ndarray:
+def _jump(space: Space, widths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
     """The widths of a small network nearest to ``wanted`` among all that are nearer to the budget."""
-    if np.prod(groups.sizes - low + 1.0) <= SMALL:
-        options = _every(low, groups.sizes)
-        gaps = np.abs(groups.macs(options) - target)
-        nearer = gaps < abs(int(groups.macs(widths)) - target)
+    if np.prod(space.sizes - space.low + 1.0) <= SMALL:
+        options = _every(space.low, space.sizes)
+        gaps = np.abs(space.expense.of(options) - space.target)
+        nearer = gaps < np.abs(space.expense.of(widths) - space.target) - LEAST * space.target
         if nearer.any():
-            distance = np.abs((options[nearer] - wanted) / groups.sizes).sum(1)
-            return options[nearer][_first(distance + 1e3 * (gaps[nearer] > tolerance * target), gaps[nearer])]
-    raise UserError(f"budget {target / groups.dense_macs:g}x MACs cannot be met within {tolerance:.1%}: the nearest "
-                    f"widths keep {groups.macs(widths) / groups.dense_macs:.4f}x (group "
-                    f"{groups[int(np.argmax(widths - wanted))].name} is the coarsest); change the budget")
+            distance = np.abs((options[nearer] - wanted) / space.sizes).sum(1)
+            return options[nearer][_first(distance + 1e3 * (gaps[nearer] > space.tolerance * space.target),
+                                          gaps[nearer])]
+    raise UserError(f"budget {space.budget:g}x {space.expense.unit} cannot be met within {space.tolerance:.1%}: the "
+                    f"nearest widths keep {space.spent(widths):.4f}x (group "
+                    f"{space.groups[int(np.argmax(widths - wanted))].name} is the coarsest); change the budget")
 
 
 def _every(low: np.ndarray, sizes: np.ndarray) -> np.ndarray:

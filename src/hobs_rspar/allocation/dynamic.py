@@ -87,7 +87,7 @@ def _filled(space: Space, curves: list[Curve], fixed: list[int], index: list[int
     free = [g for g in range(len(curves)) if g not in fixed]
     base = space.low.copy()
     base[fixed] = [curves[g].widths[index[g]] for g in fixed]
-    least = int(space.groups.macs(base))
+    least = float(space.expense.of(base))
     unit = max((space.ceiling - least) / BINS, 1e-9)
     if least > space.ceiling:
         return index, -math.inf
@@ -95,7 +95,7 @@ def _filled(space: Space, curves: list[Curve], fixed: list[int], index: list[int
     for g in free:
         options = np.repeat(base[None], len(curves[g].widths), 0)
         options[:, g] = curves[g].widths
-        costs.append(np.ceil((space.groups.macs(options) - least) / unit - 1e-9).astype(int))
+        costs.append(np.ceil((space.expense.of(options) - least) / unit - 1e-9).astype(int).clip(0))
     chosen = knapsack([curves[g].values for g in free], costs, BINS)
     found = list(index)
     for g, choice in zip(free, chosen):

@@ -1,4 +1,4 @@
-"""Backward greedy: channels whose removal costs the least reward per MAC saved go first, until the budget is met."""
+"""Backward greedy: channels that cost the least reward for what they save go first, until the budget is met."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ def search(trial: Trial, generator: np.random.Generator) -> None:
     space = trial.space
     removals = (space.sizes - space.uniform).sum() + len(space.sizes)  # about as many as uniform widths remove
     step = math.ceil(removals * len(space.sizes) / max(1, trial.left - len(space.sizes)))
+    least = 1e-9 * space.expense.dense
     widths, score = space.sizes, float(trial.score(space.sizes[None])[0])
-    while (over := float(space.groups.macs(widths) - space.ceiling)) > 0:
+    while (over := float(space.expense.of(widths) - space.ceiling)) > 0:
         options = np.maximum(widths - step * np.eye(len(widths), dtype=int), space.low)
         options = options[(options < widths).any(1)]
-        saved = (space.groups.macs(widths) - space.groups.macs(options)).clip(1, max(over, 1.0))
+        saved = (space.expense.of(widths) - space.expense.of(options)).clip(least, max(over, least))
         scores = trial.score(options)
         best = int(np.argmin((score - scores) / saved))
         widths, score = options[best], float(scores[best])

@@ -69,7 +69,7 @@ class Player:
         self.expected.append(drops)
         self.walk.behind = float(drops.mean())
         means = {"reward": rewards, "accuracy_drop": drops, "penalty": excess, "lambda": weights,
-                 "raw_macs_ratio": space.raw_macs(ratios) / groups.dense_macs,
+                 "raw_macs_ratio": groups.macs(space.rounded(ratios)) / groups.dense_macs,
                  "macs_ratio": groups.macs(widths) / groups.dense_macs}
         self.records.append({"episode": (len(self.records) + 1) * len(ratios),
                              **{name: float(np.mean(values)) for name, values in means.items()},

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
 
-from hobs_rspar.allocation.budget import TOLERANCE, complete_many, floors, moves, project_many
+from hobs_rspar.allocation.budget import complete, floors, moves, project
+from hobs_rspar.allocation.expense import Expense, Macs
 from hobs_rspar.coupling import Groups
 
 
@@ -17,15 +18,21 @@ class Space:
 
     Attributes:
         groups: of the dense network.
-        budget: kept fraction of the dense MACs.
+        budget: kept fraction of what the dense network spends.
         min_ratio: floor of every group.
         tolerance: |kept - budget| / budget that counts as met.
+        expense: what is spent; None: MACs.
     """
 
     groups: Groups
     budget: float
-    min_ratio: float
-    tolerance: float = TOLERANCE
+    min_ratio: float = 0.0
+    tolerance: float = 0.01
+    expense: Expense = field(default=None)
+
+    def __post_init__(self):
+        if self.expense is None:
+            object.__setattr__(self, "expense", Macs(self.groups))
 
     @cached_property
     def sizes(self) -> np.ndarray:
@@ -42,17 +49,30 @@ class Space:
         return self.project(np.ones((1, len(self.groups))))[0]
 
     @property
+    def target(self) -> float:
+        """What should be spent."""
+        return self.budget * self.expense.dense
+
+    @property
     def ceiling(self) -> float:
-        """The most MACs that still meet the budget."""
-        return self.budget * (1 + self.tolerance) * self.groups.dense_macs
+        """The most that still meets the budget."""
+        return self.target * (1 + self.tolerance)
+
+    def spent(self, widths: np.ndarray) -> np.ndarray:
+        """What widths [..., groups] spend, as a fraction of the dense network [...]."""
+        return self.expense.of(widths) / self.expense.dense
+
+    def spends(self, widths: np.ndarray) -> np.ndarray:
+        """Whether widths [n, groups] spend the budget, within the tolerance [n]."""
+        return np.abs(self.expense.of(widths) - self.target) <= self.tolerance * self.target
 
     def project(self, ratios: np.ndarray) -> np.ndarray:
         """Widths [n, groups] in proportion to ratios [n, groups]."""
-        return project_many(self.groups, ratios, self.budget, self.min_ratio, self.tolerance)
+        return project(self, ratios)
 
     def complete(self, wanted: np.ndarray) -> np.ndarray:
         """Widths [n, groups] near to real-valued ones [n, groups]."""
-        return complete_many(self.groups, wanted, self.budget, self.low, self.tolerance)
+        return complete(self, wanted)
 
     def disturbed(self, widths: np.ndarray, longest: int, generator: np.random.Generator) -> np.ndarray:
         """Widths [n, groups] after one random change each of up to ``longest`` channels, completed.
@@ -65,16 +85,14 @@ class Space:
         noise = generator.uniform(-0.49, 0.49, widths.shape)  # below half a channel: it does not change the rounding
         return self.complete(np.clip(widths + steps, self.low, self.sizes) + noise)
 
-    def raw_macs(self, ratios: np.ndarray) -> np.ndarray:
-        """MACs [n] of ratios [n, groups] as they are, before projection."""
-        return self.groups.macs(np.maximum(1, np.rint(ratios * self.sizes)))
+    def rounded(self, ratios: np.ndarray) -> np.ndarray:
+        """Widths [n, groups] of ratios [n, groups] as they are, without projection."""
+        return np.maximum(1, np.rint(ratios * self.sizes))
 
     def overshoot(self, ratios: np.ndarray) -> np.ndarray:
         """How far ratios [n, groups] are above the budget before projection, as a fraction of it, at least 0 [n]."""
-        return np.maximum(0, self.raw_macs(ratios) / (self.budget * self.groups.dense_macs) - 1)
+        return np.maximum(0, self.expense.of(self.rounded(ratios)) / self.target - 1)
 
     def meets(self, widths: np.ndarray) -> np.ndarray:
         """Whether widths [n, groups] lie in the space [n]."""
-        target = self.budget * self.groups.dense_macs
-        met = np.abs(self.groups.macs(widths) - target) <= self.tolerance * target
-        return met & ((widths >= self.low) & (widths <= self.sizes)).all(1)
+        return self.spends(widths) & ((widths >= self.low) & (widths <= self.sizes)).all(1)

@@ -70,7 +70,7 @@ def practise(agent: RSPARAgent, walk: Walk, pay: Callable[[Tensor], Tensor], epi
 
 
 def features(space: Space, error: np.ndarray) -> np.ndarray:
-    """Per group: position, share of channels, share of MACs saved by halving it, share of error at half its width.
+    """Per group: position, share of channels, share of the expense saved by halving it, of error at half its width.
 
     Args:
         space: of the search.
@@ -79,7 +79,7 @@ def features(space: Space, error: np.ndarray) -> np.ndarray:
     Returns:
         [groups, 4], each column at most 1.
     """
-    saved = 1 - space.groups.macs(halves(space.sizes)) / space.groups.dense_macs
+    saved = 1 - space.spent(halves(space.sizes))
     columns = [np.arange(len(error)) / len(error), space.sizes / space.sizes.max(), saved / max(saved.max(), 1e-12),
                error / max(error.max(), 1e-12)]
     return np.stack(columns, 1)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from hobs_rspar.allocation.uniform import uniform_widths
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.gates import Gates, fisher_score, gate_gradients
 from hobs_rspar.curvature.hobs import analyse, collect_factors
@@ -94,6 +94,6 @@ class HOBSSensitivityAnalyzer:
         if not 0 < pruning_ratio < 1:
             raise UserError(f"pruning_ratio is the fraction of MACs to remove and must be within (0, 1); seen: "
                             f"{pruning_ratio}")
-        widths = uniform_widths(self._groups, 1 - pruning_ratio)
+        widths = Space(self._groups, 1 - pruning_ratio).uniform
         return {group.name: sorted(scores.argsort(stable=True)[:group.channels - int(width)].tolist())
                 for group, scores, width in zip(self._groups, self._scores, widths)}

@@ -1,20 +1,21 @@
-"""A table of layer latencies over widths: what a layer would cost with fewer input and output channels."""
+"""What a network of other widths would take: latencies of its layers, and what they leave out, as data.
+
+Layers were timed alone. A network also runs norms, activations and additions, and memory is shared; so its latency is
+
+    constant + slope x (sum over layers) + rate x (elements of all layers' outputs),
+
+whose three numbers, none negative, were fitted to whole networks that were timed, too. How far the model is off is
+measured by leaving each of those networks out (hardware/latency_measurement.py).
+"""
 
 from __future__ import annotations
 
-import bisect
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
-from torch import Tensor, nn
+from scipy.optimize import nnls
 
-from hobs_rspar.cost import COUNTED
 from hobs_rspar.errors import UserError
-from hobs_rspar.hardware.timing import clock_for, example, prepared
-
-STEPS = 8  # widths are eighths of the dense width
-WARMUP = 3  # untimed calls of each shape
 
 
 @dataclass(frozen=True)
@@ -22,32 +23,56 @@ class Layer:
     """Latencies of one layer.
 
     Attributes:
-        inputs: widths of the input, rising.
+        inputs: widths of the input, rising; only the dense one where the input follows the output (depthwise).
         outputs: widths of the output, rising.
         milliseconds: median at [input, output].
+        elements: of one output channel in one call, all images together.
     """
 
     inputs: tuple[int, ...]
     outputs: tuple[int, ...]
     milliseconds: tuple[tuple[float, ...], ...]
+    elements: int
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A network that was timed as a whole.
+
+    Attributes:
+        inputs: of every layer, in the order of the table; ``outputs`` likewise.
+        milliseconds: median.
+    """
+
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+    milliseconds: float
 
 
 class LatencyTable:
     """Latencies of the layers of one network on one platform, interpolated between the measured widths.
 
-    The sum over layers leaves out norms, activations and additions.
-
     Args:
-        layers: by name.
+        layers: by name, in order of execution.
         batch_size: images per call.
         platform: slug of the platform.
+        wholes: networks that the model of the whole is fitted to; without them the sum over layers is taken.
+
+    Attributes:
+        fit: constant in ms, slope, and ms per element.
     """
 
-    def __init__(self, layers: dict[str, Layer], batch_size: int, platform: str):
-        self.layers, self.batch_size, self.platform = layers, batch_size, platform
+    def __init__(self, layers: dict[str, Layer], batch_size: int, platform: str, wholes: tuple[Whole, ...] = ()):
+        self.layers, self.batch_size, self.platform, self.wholes = layers, batch_size, platform, wholes
+        self.fit = self._fitted(wholes) if wholes else np.array([0.0, 1.0, 0.0])
 
-    def layer_ms(self, name: str, in_channels: int, out_channels: int) -> float:
-        """Latency of a layer in ms, bilinear between the four nearest measured widths.
+    def layer_ms(self, name: str, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Latencies of a layer in ms [...], bilinear between the measured widths; below the smallest one its own,
+        because the fixed time of a call is what is left there.
+
+        Args:
+            name: of the layer.
+            inputs: channels [...]; ``outputs`` likewise.
 
         Raises:
             UserError: the layer is not in the table, or a width is outside it.
@@ -55,27 +80,28 @@ class LatencyTable:
         if name not in self.layers:
             raise UserError(f"latency table: layer '{name}' is not in it. It has: {', '.join(self.layers)}")
         layer = self.layers[name]
-        row, down = _place(layer.inputs, in_channels, f"{name}: input channels")
-        column, right = _place(layer.outputs, out_channels, f"{name}: output channels")
-        ms = np.array(layer.milliseconds)[row:row + 2, column:column + 2]
-        return float(np.array([1 - down, down])[:len(ms)] @ ms @ np.array([1 - right, right])[:ms.shape[1]])
+        row, down = _place(layer.inputs, inputs, f"{name}: input channels")
+        column, right = _place(layer.outputs, outputs, f"{name}: output channels")
+        ms, below, after = np.array(layer.milliseconds), *(np.minimum(at + 1, len(widths) - 1) for at, widths in
+                                                           ((row, layer.inputs), (column, layer.outputs)))
+        return ((1 - down) * ((1 - right) * ms[row, column] + right * ms[row, after])
+                + down * ((1 - right) * ms[below, column] + right * ms[below, after]))
 
-    def predict(self, widths: dict[str, tuple[int, int]]) -> float:
-        """Sum over layers in ms.
+    def network_ms(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """Latencies of whole networks in ms [...] whose layers have some inputs and outputs [..., layers]."""
+        return self._terms(inputs, outputs) @ self.fit
 
-        Args:
-            widths: layer name -> (input channels, output channels).
-        """
-        return sum(self.layer_ms(name, *channels) for name, channels in widths.items())
-
-    def dense_ms(self) -> float:
-        """Sum over all layers at their dense widths in ms."""
-        return self.predict({name: (layer.inputs[-1], layer.outputs[-1]) for name, layer in self.layers.items()})
+    def errors(self) -> np.ndarray:
+        """|predicted / measured - 1| of every network that was timed, predicted without it [wholes]."""
+        others = [tuple(whole for whole in self.wholes if whole is not out) for out in self.wholes]
+        predicted = [float(self._terms(np.array(out.inputs), np.array(out.outputs)) @ self._fitted(rest))
+                     for out, rest in zip(self.wholes, others)]
+        return np.abs(np.array(predicted) / [whole.milliseconds for whole in self.wholes] - 1)
 
     def to_json(self) -> dict:
-        layers = {name: {"in": list(layer.inputs), "out": list(layer.outputs),
-                         "ms": [list(row) for row in layer.milliseconds]} for name, layer in self.layers.items()}
-        return {"measured": True, "platform": self.platform, "batch_size": self.batch_size, "layers": layers}
+        return {"measured": True, "platform": self.platform, "batch_size": self.batch_size,
+                "layers": {name: asdict(layer) for name, layer in self.layers.items()},
+                "wholes": [asdict(whole) for whole in self.wholes]}
 
     @classmethod
     def from_json(cls, record: dict) -> LatencyTable:
@@ -87,93 +113,32 @@ class LatencyTable:
         if not record["measured"]:
             raise UserError("latency.json: nothing was measured, because the study's budget is MACs; set "
                             "study.budget.latency_ms or latency_ratio and run 'dvc repro latency'")
-        layers = {name: Layer(tuple(entry["in"]), tuple(entry["out"]), tuple(map(tuple, entry["ms"])))
-                  for name, entry in record["layers"].items()}
-        return cls(layers, record["batch_size"], record["platform"])
+        layers = {name: Layer(tuple(layer["inputs"]), tuple(layer["outputs"]), tuple(map(tuple, layer["milliseconds"])),
+                              layer["elements"]) for name, layer in record["layers"].items()}
+        wholes = tuple(Whole(tuple(whole["inputs"]), tuple(whole["outputs"]), whole["milliseconds"])
+                       for whole in record["wholes"])
+        return cls(layers, record["batch_size"], record["platform"], wholes)
+
+    def _terms(self, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
+        """What the model multiplies: 1, the sum over layers in ms, the elements [..., 3]."""
+        total = sum(self.layer_ms(name, inputs[..., i], outputs[..., i]) for i, name in enumerate(self.layers))
+        elements = outputs @ np.array([layer.elements for layer in self.layers.values()])
+        return np.stack([np.ones_like(total), total, elements], -1)
+
+    def _fitted(self, wholes: tuple[Whole, ...]) -> np.ndarray:
+        """The three numbers that fit best, relative errors counting."""
+        measured = np.array([whole.milliseconds for whole in wholes])
+        terms = np.stack([self._terms(np.array(whole.inputs), np.array(whole.outputs)) for whole in wholes])
+        scale = terms.max(0)
+        return nnls(terms / scale / measured[:, None], np.ones(len(wholes)))[0] / scale
 
 
-def measure_table(network: nn.Module, image: Tensor, batch_size: int, rounds: int, platform: str) -> LatencyTable:
-    """Times every convolution and linear layer of ``network`` alone, at eighths of its widths.
-
-    Layers of the same shape share one measurement.
-
-    Args:
-        network: dense, on the device to measure.
-        image: one input [1, C, H, W] on the same device.
-        batch_size: images per call.
-        rounds: timed calls per width; their median counts.
-        platform: slug of the platform.
-    """
-    known: dict[tuple, Layer] = {}
-    layers = {}
-    for name, (layer, shape) in _inputs(network, image).items():
-        key = (repr(layer), shape)
-        if key not in known:
-            known[key] = _measure_layer(layer, (batch_size, *shape), image.device, rounds)
-        layers[name] = known[key]
-    return LatencyTable(layers, batch_size, platform)
-
-
-def _inputs(network: nn.Module, image: Tensor) -> dict[str, tuple[nn.Module, tuple[int, ...]]]:
-    """Layer name -> (layer, shape of its input without the batch), in order of execution."""
-    seen: dict[str, tuple[nn.Module, tuple[int, ...]]] = {}
-
-    def hook(name: str):
-        return lambda layer, inputs: seen.setdefault(name, (layer, tuple(inputs[0].shape[1:]))) and None
-
-    hooks = [layer.register_forward_pre_hook(hook(name)) for name, layer in network.named_modules()
-             if isinstance(layer, COUNTED)]
-    try:
-        with torch.inference_mode():
-            network(image)
-    finally:
-        for handle in hooks:
-            handle.remove()
-    return seen
-
-
-def _measure_layer(layer: nn.Module, shape: tuple[int, ...], device: torch.device, rounds: int) -> Layer:
-    groups, outs = getattr(layer, "groups", 1), layer.weight.shape[0]
-    ins = layer.weight.shape[1] * groups
-    inputs, outputs = _widths(ins, ins // groups if groups > 1 else 1), _widths(outs, 1)
-    if groups > 1:  # whole groups go, so the output follows the input
-        rows = [(_time(layer, width, width * outs // ins, shape, device, rounds),) * len(outputs) for width in inputs]
-    else:
-        rows = [tuple(_time(layer, width, out, shape, device, rounds) for out in outputs) for width in inputs]
-    return Layer(inputs, outputs, tuple(rows))
-
-
-def _widths(channels: int, multiple: int) -> tuple[int, ...]:
-    """Eighths of ``channels`` in whole multiples, rising, without doubles."""
-    steps = (max(1, round(channels * step / STEPS / multiple)) * multiple for step in range(1, STEPS + 1))
-    return tuple(sorted(set(steps)))
-
-
-def _time(layer: nn.Module, ins: int, outs: int, shape: tuple[int, ...], device: torch.device, rounds: int) -> float:
-    """Median ms of ``layer`` with other widths; its input is ``shape`` [batch, channels, ...] likewise."""
-    resized = prepared(_resized(layer, ins, outs), device)
-    x, clock = example((shape[0], ins, *shape[2:]), device), clock_for(device)
-    with torch.inference_mode():
-        clock.lap(lambda: resized(x), WARMUP)
-        return float(f"{np.median(clock.lap(lambda: resized(x), rounds)):.6g}")
-
-
-def _resized(layer: nn.Module, ins: int, outs: int) -> nn.Module:
-    bias = layer.bias is not None
-    if isinstance(layer, nn.Linear):
-        return nn.Linear(ins, outs, bias)
-    groups = layer.groups if layer.groups == 1 else ins // layer.weight.shape[1]
-    return nn.Conv2d(ins, outs, layer.kernel_size, layer.stride, layer.padding, layer.dilation, groups, bias)
-
-
-def _place(widths: tuple[int, ...], width: int, what: str) -> tuple[int, float]:
-    """Index of the measured width at or below ``width``, and how far it is on the way to the next one (0 to 1).
-
-    Below the smallest measured width its latency counts: there, the fixed time of a call is what is left.
-    """
-    if not 1 <= width <= widths[-1]:
-        raise UserError(f"latency table: {what} = {width} is not in 1 to {widths[-1]}")
-    if width <= widths[0]:
-        return 0, 0.0
-    below = min(bisect.bisect_right(widths, width), len(widths) - 1) - 1
-    return below, (width - widths[below]) / (widths[below + 1] - widths[below])
+def _place(widths: tuple[int, ...], at: np.ndarray, what: str) -> tuple[np.ndarray, np.ndarray]:
+    """Index of the measured width at or below some widths [...], and how far each is on the way to the next one."""
+    at = np.asarray(at)
+    if at.min() < 1 or at.max() > widths[-1]:
+        raise UserError(f"latency table: {what} = {at.max() if at.max() > widths[-1] else at.min():g} is not in 1 to "
+                        f"{widths[-1]}")
+    position = np.interp(at, widths, np.arange(len(widths)))
+    below = np.minimum(position.astype(int), max(0, len(widths) - 2))
+    return below, position - below

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hobs_rspar.allocation.space import Space
 from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.gates import Gates
@@ -122,7 +121,6 @@ def planned(context: Context, logits: Tensor, network: nn.Module, images: int, d
         decided_by: criterion and allocator in words.
     """
     parts = list(logits.detach().cpu().double().split(context.groups.sizes.tolist()))
-    space = Space(context.groups, context.budget, context.min_ratio, context.tolerance)
-    open_share = torch.stack([(part > 0).double().mean() for part in parts]).clamp_min(context.min_ratio)
-    widths = space.project(open_share.numpy()[None])[0]
+    open_share = torch.stack([(part > 0).double().mean() for part in parts]).clamp_min(context.space.min_ratio)
+    widths = context.space.project(open_share.numpy()[None])[0]
     return context.keep_best(parts, widths, decided_by, trained=network, images=images)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar import data
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.checkpoint import load_tensors
 from hobs_rspar.coupling import Groups
 from hobs_rspar.networks import NetworkSpec
@@ -64,26 +65,26 @@ class Context:
     Attributes:
         network: the dense network, in evaluation mode; must stay as it is.
         spec: what the network is.
-        groups: its coupled channels.
+        space: budget and floors, and its coupled channels.
         method: the method's name.
         seed: the cell's seed.
         dataset: its name.
-        budget: kept fraction of the dense MACs.
-        min_ratio: no group keeps fewer of its channels than this fraction.
-        tolerance: |kept - budget| / budget that counts as met.
+        limit: what has to be met, as in ``study.budget``.
         inputs: tensors and images, read when they are asked for.
     """
 
     network: nn.Module
     spec: NetworkSpec
-    groups: Groups
+    space: Space
     method: str
     seed: int
     dataset: str
-    budget: float
-    min_ratio: float
-    tolerance: float
+    limit: dict[str, float]
     inputs: Inputs
+
+    @property
+    def groups(self) -> Groups:
+        return self.space.groups
 
     @property
     def cell(self) -> str:
@@ -147,6 +148,6 @@ class Context:
         weights = None
         if trained is not None:
             weights = {name: part.detach().cpu().contiguous() for name, part in trained.state_dict().items()}
-        return PruningPlan(self.spec.name, self.dataset, self.method, self.seed, {"macs": self.budget},
+        return PruningPlan(self.spec.name, self.dataset, self.method, self.seed, self.limit,
                            int(self.groups.macs(np.asarray(widths))), self.groups.dense_macs, decided_by, repair, parts,
                            search, images, weights)

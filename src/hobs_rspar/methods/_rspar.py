@@ -12,7 +12,6 @@ from hobs_rspar.allocation.climber import Climber
 from hobs_rspar.allocation.environment import PruningEnvironment
 from hobs_rspar.allocation.measured_search import search
 from hobs_rspar.allocation.rspar import Player
-from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.walk import features
 from hobs_rspar.config import Positive, Section, Share
 from hobs_rspar.methods._protocol import Context
@@ -61,7 +60,7 @@ def searched(context: Context, options: Options, scores: Sequence[Tensor], relat
     environment = PruningEnvironment(context.network, context.groups, order, context.factors,
                                      context.calibration.first(256), context.validation.first(options.images),
                                      refit=repair == "least_squares")
-    space = Space(context.groups, context.budget, context.min_ratio, context.tolerance)
+    space = context.space
     tables = curves(scores, order, relative)
     if options.allocator == "ppo":
         halved = np.array([curve[size - size // 2, 0] for curve, size in zip(tables, space.sizes)])

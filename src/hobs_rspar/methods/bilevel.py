@@ -31,7 +31,7 @@ def plan(context: Context, options: Options) -> PruningPlan:
     logits = torch.full((int(context.groups.sizes.sum()),), _gated.OPEN, device=device, requires_grad=True)
     macs = _gated.Macs(context.groups, device)
     images = _gated.alternate(network, context, options, [logits], lambda: _gated.sampled(logits, context.generator),
-                              lambda gates: STRENGTH * macs.overshoot(gates, context.budget),
+                              lambda gates: STRENGTH * macs.overshoot(gates, context.space.budget),
                               context.calibration)
     return _gated.planned(context, logits, network, images,
                           "gates learnt on held-out images, weights under them (stand-in)")

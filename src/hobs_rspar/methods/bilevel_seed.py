@@ -31,6 +31,6 @@ def plan(context: Context, options: Options) -> PruningPlan:
     images = _gated.alternate(network, context, options, [mask], lambda: mask,
                               lambda gates: L1 * gates.abs().sum(), context.calibration)
     scores = context.per_group(mask.detach().cpu().double().abs())
-    widths = threshold_widths(context.groups, scores, context.budget, context.min_ratio, context.tolerance)
+    widths = threshold_widths(context.space, scores)
     return context.keep_best(scores, widths, "masks learnt on held-out images, one quantile", trained=network,
                              images=images)

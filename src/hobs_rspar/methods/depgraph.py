@@ -12,6 +12,7 @@ Published: ResNet-56 on CIFAR-10 93.53 to 93.77 % at 2.11x, ResNet-50 on ImageNe
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -83,12 +84,12 @@ def spread(gamma: Tensor, member: Member, weight: Tensor) -> Tensor:
 
 def removed_in_steps(network: nn.Module, context: Context) -> tuple[list[Tensor], np.ndarray]:
     """Norms relative to the group's largest, those of channels that are gone 0, and the widths [groups] at the end."""
-    groups, left = context.groups, copy.deepcopy(network)
+    space, groups, left = context.space, context.groups, copy.deepcopy(network)
     for step in range(1, STEPS + 1):
         norms = [norm / norm.max().clamp_min(1e-30) for norm in group_norms(left, groups)]
-        budget = 1 - (1 - context.budget) * step / STEPS
-        tolerance = context.tolerance if step == STEPS else 1.0  # on the way, no exact budget is needed
-        widths = threshold_widths(groups, norms, budget, context.min_ratio, tolerance)
+        tolerance = space.tolerance if step == STEPS else 1.0  # on the way, no exact budget is needed
+        now = replace(space, budget=1 - (1 - space.budget) * step / STEPS, tolerance=tolerance)
+        widths = threshold_widths(now, norms)
         if step < STEPS:
             for group, norm, width in zip(groups, norms, widths):
                 close(left, group, torch.argsort(norm, stable=True)[:group.channels - int(width)].tolist())

@@ -5,7 +5,6 @@ all parameters that a channel takes with it. Left out, as in the documents: the 
 results rest on; hence ``_seed``.
 """
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.config import Section
 from hobs_rspar.criteria import group_norms
 from hobs_rspar.methods._protocol import Context
@@ -17,5 +16,5 @@ class Options(Section):
 
 
 def plan(context: Context, options: Options) -> PruningPlan:
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     return context.keep_best(group_norms(context.network, context.groups), widths, "group L2 norm, uniform widths")

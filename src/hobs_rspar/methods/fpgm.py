@@ -10,7 +10,6 @@ to 93.49 % with 52.6 % fewer FLOPs, ResNet-50 on ImageNet 76.15 to 74.83 % with 
 import torch
 from torch import Tensor, nn
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.config import Section
 from hobs_rspar.coupling import Group
 from hobs_rspar.methods._protocol import Context
@@ -23,7 +22,7 @@ class Options(Section):
 
 def plan(context: Context, options: Options) -> PruningPlan:
     scores = [distances(context.network, group) for group in context.groups]
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     return context.keep_best(scores, widths, "distance to the layer's other filters, uniform widths")
 
 

@@ -4,7 +4,6 @@ Criterion: structured Optimal Brain Surgeon on the consumers' inputs with Kronec
 Repair: least-squares refit of the consumers. The difference to ``hobs_rspar`` is what the search is worth.
 """
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.config import Section
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
@@ -16,5 +15,5 @@ class Options(Section):
 
 def plan(context: Context, options: Options) -> PruningPlan:
     scores = context.per_group(context.sensitivity["hobs"])
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     return context.keep_best(scores, widths, "H-OBS, uniform widths", repair="least_squares")

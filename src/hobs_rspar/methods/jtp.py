@@ -20,7 +20,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar.allocation.sac import SoftActorCritic, perceptron
-from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.walk import Walk, features
 from hobs_rspar.config import Positive
 from hobs_rspar.coupling import Groups
@@ -57,8 +56,7 @@ class Guide:
 
     def __init__(self, context: Context, options: Options):
         self.context, self.options = context, options
-        self.space = Space(context.groups, context.budget, context.min_ratio, context.tolerance)
-        self.walk = Walk(features(self.space, np.ones(len(context.groups))))
+        self.walk = Walk(features(context.space, np.ones(len(context.groups))))
         inputs = self.walk.state_dim + EMBEDDING
         self.agent = SoftActorCritic(inputs, options.hidden, options.entropy, context.derived_seed)
         with torch.random.fork_rng(devices=[]):
@@ -81,7 +79,7 @@ class Guide:
             return chosen[-1]
 
         ratios, _ = self.walk.run(select, self.options.episodes)
-        options = self.masks(network, self.space.project(ratios.double().numpy()))
+        options = self.masks(network, self.context.space.project(ratios.double().numpy()))
         paid = torch.tensor([self.reward(network, mask) for mask in options])
         self.agent.remember(torch.stack(seen), torch.stack(chosen), paid.expand(len(seen), -1))
         for _ in range(self.options.updates):

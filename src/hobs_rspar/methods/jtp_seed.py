@@ -40,5 +40,5 @@ def plan(context: Context, options: Options) -> PruningPlan:
 
     images = _gated.alternate(network, context, options, [thresholds],
                               lambda: torch.sigmoid(above() / TEMPERATURE),
-                              lambda gates: STRENGTH * macs.overshoot(gates, context.budget), context.train)
+                              lambda gates: STRENGTH * macs.overshoot(gates, context.space.budget), context.train)
     return _gated.planned(context, above(), network, images, "L2 norm above a learnt threshold per group")

@@ -4,7 +4,6 @@ Paper: Li et al., Pruning Filters for Efficient ConvNets, ICLR 2017. Faithful: t
 instead of the paper's hand-set ones; in residual streams the norms of all producers are summed.
 """
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.config import Section
 from hobs_rspar.criteria import filter_norms
 from hobs_rspar.methods._protocol import Context
@@ -16,5 +15,5 @@ class Options(Section):
 
 
 def plan(context: Context, options: Options) -> PruningPlan:
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     return context.keep_best(filter_norms(context.network, context.groups, 1), widths, "L1 norm, uniform widths")

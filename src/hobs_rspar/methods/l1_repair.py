@@ -5,7 +5,6 @@ A control: repair must not pass for the criterion. The difference to ``l1`` is w
 ICLR 2017, simplified as in ``l1``. Repair: least-squares refit of the consumers.
 """
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.config import Section
 from hobs_rspar.criteria import filter_norms
 from hobs_rspar.methods._protocol import Context
@@ -17,6 +16,6 @@ class Options(Section):
 
 
 def plan(context: Context, options: Options) -> PruningPlan:
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     return context.keep_best(filter_norms(context.network, context.groups, 1), widths,
                              "L1 norm, uniform widths, repaired", repair="least_squares")

@@ -17,5 +17,5 @@ class Options(Section):
 
 def plan(context: Context, options: Options) -> PruningPlan:
     scores = normalised(filter_norms(context.network, context.groups, 2))
-    widths = threshold_widths(context.groups, scores, context.budget, context.min_ratio, context.tolerance)
+    widths = threshold_widths(context.space, scores)
     return context.keep_best(scores, widths, "L2 norm relative to the group's mean, global threshold")

@@ -23,7 +23,7 @@ class Options(Section):
 
 def plan(context: Context, options: Options) -> PruningPlan:
     scores = [share_of_the_rest(norm.square()) for norm in filter_norms(context.network, context.groups, 2)]
-    widths = threshold_widths(context.groups, scores, context.budget, context.min_ratio, context.tolerance)
+    widths = threshold_widths(context.space, scores)
     return context.keep_best(scores, widths, "LAMP score of the L2 norm, global threshold")
 
 

@@ -5,7 +5,6 @@ Faithful: nothing to be faithful to. Channels are drawn anew for every seed.
 
 import torch
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.config import Section
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
@@ -17,5 +16,5 @@ class Options(Section):
 
 def plan(context: Context, options: Options) -> PruningPlan:
     scores = [torch.rand(group.channels, generator=context.generator) for group in context.groups]
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     return context.keep_best(scores, widths, "random channels, uniform widths")

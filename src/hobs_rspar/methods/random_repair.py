@@ -6,7 +6,6 @@ A control: repair must not pass for the criterion. Every criterion with repair m
 
 import torch
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.config import Section
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
@@ -20,5 +19,5 @@ class Options(Section):
 def plan(context: Context, options: Options) -> PruningPlan:
     same = generator(context.seed, "allocate", "random")  # its channels, so that the two differ by repair alone
     scores = [torch.rand(group.channels, generator=same) for group in context.groups]
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     return context.keep_best(scores, widths, "random channels, uniform widths, repaired", repair="least_squares")

@@ -82,7 +82,7 @@ def trained(network: nn.Module, context: Context, options: Options) -> tuple[Ten
             value = macs.opened(sampled(source(), random))
             loss = loss_under(network, gates, value, next(data))
             adam.zero_grad()
-            (loss + options.strength * macs.overshoot(value, context.budget)).backward()
+            (loss + options.strength * macs.overshoot(value, context.space.budget)).backward()
             adam.step()
             network.zero_grad()
         training_loss(network, next(data)).backward()

@@ -15,7 +15,6 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.methods import _gated
 from hobs_rspar.methods._gated import Options
 from hobs_rspar.methods._protocol import Context
@@ -32,7 +31,7 @@ def plan(context: Context, options: Options) -> PruningPlan:
     vector = torch.ones(sum(sizes), device=next(network.parameters()).device, requires_grad=True)
     images = _gated.alternate(network, context, options, [vector], lambda: vector,
                               lambda gates: KL * misalignment(gates.split(sizes)), context.train)
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     return context.keep_best(context.per_group(vector.detach().cpu().double()), widths,
                              "importance vectors aligned by KL, uniform widths", trained=network, images=images)
 

@@ -25,5 +25,5 @@ class Options(Section):
 
 def plan(context: Context, options: Options) -> PruningPlan:
     scores = context.per_group(taylor_score(context.sensitivity["true_rows"], options.batch_size))
-    widths = threshold_widths(context.groups, scores, context.budget, context.min_ratio, context.tolerance)
+    widths = threshold_widths(context.space, scores)
     return context.keep_best(scores, widths, "squared gate gradient, global threshold")

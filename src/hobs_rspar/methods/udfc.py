@@ -18,7 +18,6 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.config import Section
 from hobs_rspar.coupling import Group
 from hobs_rspar.criteria import filter_norms
@@ -41,7 +40,7 @@ class Options(Section):
 
 def plan(context: Context, options: Options) -> PruningPlan:
     network, norms = copy.deepcopy(context.network), filter_norms(context.network, context.groups, 1)
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     for group, norm, width in zip(context.groups, norms, widths):
         order = torch.argsort(-norm, stable=True)
         if len(order) > width and plain(group):

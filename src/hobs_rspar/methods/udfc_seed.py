@@ -9,7 +9,6 @@ purpose.
 import torch
 from torch import Tensor
 
-from hobs_rspar.allocation.uniform import uniform_widths
 from hobs_rspar.config import Section
 from hobs_rspar.criteria import filter_norms
 from hobs_rspar.methods._protocol import Context
@@ -21,7 +20,7 @@ class Options(Section):
 
 
 def plan(context: Context, options: Options) -> PruningPlan:
-    widths = uniform_widths(context.groups, context.budget, context.min_ratio, context.tolerance)
+    widths = context.space.uniform
     norms = filter_norms(context.network, context.groups, 1)
     scores = [strided(norm, int(width)) for norm, width in zip(norms, widths)]
     return context.keep_best(scores, widths, "even strides down the ranking by L1 norm, uniform widths")
