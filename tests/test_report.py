@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import yaml
 from scipy import stats
 from synthetic_cells import FULL, GROUPS, METHODS, PLATFORM, REPAIRED, ROOT, SEEDS, edit, make_cell, make_study
 
@@ -20,6 +21,7 @@ from hobs_rspar.evidence import readme
 from hobs_rspar.evidence.figures import FIGURES
 from hobs_rspar.evidence.report import write
 from hobs_rspar.evidence.statistics import holm
+from hobs_rspar.hardware.latency_table import LatencyTable, Layer, Whole
 
 T1 = ["method", "n", "top1", "top1_lo", "top1_hi", "top1_before_recovery", "macs_ratio", "params_ratio", "latency_ms",
       "throughput", "energy_j", "speedup", "delta_vs_dense", "p_adjusted"]
@@ -63,6 +65,33 @@ def timing_of(cell: str) -> Path:
 def test_closing_line(report):
     assert report[1] == ("report default: 50 of 50 cells, tables and figures in reports/default/, "
                          "open reports/default/index.html")
+
+
+def test_what_the_latency_table_foretold_stands_beside_what_was_measured(study):
+    """Whole networks take 10 ms + their layer; one of them takes 10 % more. Half the latency is the budget."""
+    assert not Path("reports/default/tables/latency.csv").exists()
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    asked = params["study"]["budget"] = {"macs": None, "latency_ms": None, "latency_ratio": 0.35}
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    for file in Path("reports/default/cells").glob("*.json"):
+        edit(file, lambda cell: cell.update(budget={"latency_ratio": asked["latency_ratio"]}))
+    wholes = [Whole((i,), (o,), (10 + i * o) * (1.1 if (i, o) == (4, 6) else 1)) for i in (8, 4, 2) for o in (8, 6, 3)]
+    layer = Layer((1, 8), (1, 8), ((1, 8), (8, 64)), 7)
+    table = LatencyTable({"conv": layer}, 64, PLATFORM, tuple(wholes))
+    Path("artifacts/default").mkdir(parents=True)
+    Path("artifacts/default/latency.json").write_text(json.dumps(table.to_json()))
+    write(load())
+    left_out, *methods = rows(Path("reports/default/tables/latency.csv"))
+    off = 100 * table.errors()
+    assert (left_out["n"], float(left_out["off"])) == ("9", pytest.approx(np.median(off), abs=0.01))
+    assert off.max() == pytest.approx(100 * (1 - 1 / 1.1), abs=0.5)
+    speed = [json.loads(timing_of(f"l1-{seed}").read_text())["batches"]["64"]["speedup"] for seed in SEEDS]
+    found = next(row for row in methods if row["what"] == "l1")
+    assert float(found["foretold"]) == 0.35
+    assert float(found["measured"]) == pytest.approx(1 / np.median(speed), abs=1e-4)
+    assert float(found["off"]) == pytest.approx(100 * abs(0.35 * np.median(speed) - 1), abs=0.01)
+    assert [row["what"] for row in methods] == [name for name in METHODS if name != "unpruned"]
+    assert "0.35x latency" in Path("reports/default/index.html").read_text()
 
 
 def test_columns_are_exactly_those_of_the_evidence_document(report):

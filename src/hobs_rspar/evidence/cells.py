@@ -34,6 +34,7 @@ class Evidence:
         dense: content of dense.json, empty where the file is absent.
         scores: content of scores.json, None where the file is absent.
         experiments: name to the result of an experiment of benchmarks/.
+        latency: content of latency.json, None where the file is absent.
     """
 
     params: Params
@@ -46,6 +47,7 @@ class Evidence:
     dense: dict
     scores: dict | None
     experiments: dict[str, claim_files.ClaimFile]
+    latency: dict | None
 
     @property
     def methods(self) -> list[str]:
@@ -102,7 +104,7 @@ def read(params: Params) -> Evidence:
     dense, scores = (_optional(paths.dense / name) for name in ("dense.json", "scores.json"))
     leftover = sorted(file for file in (paths.report / "cells").glob("*.json") if file not in files.values())
     return Evidence(params, paths, cells, timings, [cell for cell in files if cell not in cells], leftover, platform,
-                    dense or {}, scores, claim_files.read(paths.claims))
+                    dense or {}, scores, claim_files.read(paths.claims), _optional(paths.latency))
 
 
 def correctness(cells: list[dict]) -> np.ndarray | None:
