@@ -34,7 +34,9 @@ class Stages(dict):
         return YAML(typ="safe").load(entry)[name] if isinstance(entry, str) else entry
 
     def __str__(self) -> str:
-        return "".join(entry if isinstance(entry, str) else as_dvc_writes(name, entry) for name, entry in self.items())
+        texts = (entry if isinstance(entry, str) else as_dvc_writes({"stages": {name: entry}}).removeprefix("stages:\n")
+                 for name, entry in self.items())
+        return "".join(texts)
 
 
 @contextmanager
@@ -54,16 +56,16 @@ def in_parts(path, fs=None) -> Iterator[dict]:
     whole.replace(path)  # a run that is stopped here leaves the old file or the new one
 
 
-def as_dvc_writes(name: str, entry: dict) -> str:
-    """A stage's entry in the style of DVC: blocks, keys in their order, nothing where a value is null."""
+def as_dvc_writes(content: dict) -> str:
+    """YAML in the style of DVC: blocks, keys in their order, nothing where a value is null."""
     writer = YAML(typ="safe")
     writer.default_flow_style = False
     writer.sort_base_mapping_type_on_output = False
     writer.representer.add_representer(OrderedDict, lambda it, value: it.represent_dict(value))
     writer.representer.add_representer(type(None), lambda it, _: it.represent_scalar("tag:yaml.org,2002:null", ""))
     text = io.StringIO()
-    writer.dump({"stages": {name: entry}}, text)
-    return re.sub(r": $", ":", text.getvalue(), flags=re.MULTILINE).removeprefix("stages:\n")
+    writer.dump(content, text)
+    return re.sub(r": $", ":", text.getvalue(), flags=re.MULTILINE)
 
 
 if __name__ == "__main__":

@@ -44,6 +44,8 @@ def make(folder: Path, monkeypatch, **changes) -> Path:
     dense = folder / "artifacts/dense/fashion_mnist_resnet8"
     checkpoint.save(dense / "dense.safetensors", zoo("resnet8"), ZOO["resnet8"])
     (dense / "groups.json").write_text(json.dumps(zoo_groups("resnet8").to_json()))
+    (folder / "artifacts/small").mkdir()
+    (folder / "artifacts/small/latency.json").write_text('{"measured": false}')
     monkeypatch.chdir(folder)
     monkeypatch.syspath_prepend(str(ROOT / "pipeline"))
     return folder

@@ -7,12 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
+from small import zoo_groups
 from small_study import make, set_params, stage
 
 from hobs_rspar import checkpoint, config, data, training
 from hobs_rspar.curvature import repair
-from hobs_rspar.surgery import remove
+from hobs_rspar.hardware.latency_table import LatencyTable
 from hobs_rspar.plan import PruningPlan
+from hobs_rspar.surgery import remove
 
 METHODS = ["unpruned", "l1", "l1_repair"]
 
@@ -27,6 +29,20 @@ def pruned(folder, monkeypatch, method: str):
     for name in ("allocate", "prune"):
         assert stage(name, monkeypatch, method, "7") == ""
     return folder / f"artifacts/small/cells/{method}-7"
+
+
+def test_a_latency_budget_goes_through_the_stages(study, monkeypatch):
+    """0.8 of the latency that the table foretells for the dense network, whatever MACs that leaves."""
+    set_params(study, study__budget={"macs": None, "latency_ms": None, "latency_ratio": 0.8}, latency__batch_size=16,
+               latency__rounds=3)
+    assert stage("latency", monkeypatch) == ""
+    cell = pruned(study, monkeypatch, "l1")
+    plan, groups = PruningPlan.load(cell / "plan.json"), zoo_groups("resnet8")
+    table = LatencyTable.from_json(json.loads((study / "artifacts/small/latency.json").read_text()))
+    widths = np.stack([[len(kept) for kept in plan.kept], groups.sizes])
+    left, dense = table.network_ms(*groups.layer_widths(widths))
+    assert plan.budget == {"latency_ratio": 0.8} and abs(left / dense - 0.8) <= 0.008
+    assert json.loads((cell / "prune.json").read_text())["macs"] == plan.macs < plan.dense_macs
 
 
 def top1(network, images) -> float:

@@ -309,12 +309,12 @@ def test_jtp_aligns_what_the_mask_removes(name):
 def test_jtp_rewards_a_choice_with_the_accuracy_of_the_network_without_those_channels():
     jtp, where = _registry.method("jtp"), context("resnet8", "jtp", budget=0.5)
     guide = jtp.Guide(where, jtp.Options(held_out=128, hidden=16))
-    mask = guide.masks(where.network, guide.space.uniform[None])[0]
+    mask = guide.masks(where.network, where.space.uniform[None])[0]
     sizes = where.groups.sizes.tolist()
-    assert [int(part.sum()) for part in mask.split(sizes)] == guide.space.uniform.tolist()
+    assert [int(part.sum()) for part in mask.split(sizes)] == where.space.uniform.tolist()
     kept = [part.nonzero()[:, 0].tolist() for part in mask.split(sizes)]
     ranking(where, filter_sums(where, 2, ("producer",)),
-            where.keep_best([part.double() for part in mask.split(sizes)], guide.space.uniform, "test"))
+            where.keep_best([part.double() for part in mask.split(sizes)], where.space.uniform, "test"))
     network = copy.deepcopy(where.network)
     network.load_state_dict(where.network.state_dict())
     for group, channels in zip(where.groups, kept):
