@@ -3,6 +3,7 @@
 import copy
 import itertools
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -12,18 +13,18 @@ from small import IMAGES, ZOO, Stream, assert_same, context, images, seeded, sna
 from torch.nn import functional as F
 
 from hobs_rspar import cost, surgery
-from hobs_rspar.allocation.budget import floors, moves
 from hobs_rspar.allocation.environment import PruningEnvironment
 from hobs_rspar.allocation.expense import Macs, Milliseconds, limited
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.ppo import RSPARAgent
-from hobs_rspar.allocation.space import Space
+from hobs_rspar.allocation.space import Space, floors, moves
 from hobs_rspar.allocation.threshold import threshold_widths
 from hobs_rspar.coupling import Group, Groups, Member
 from hobs_rspar.curvature.hobs import analyse, centred, collect_factors
 from hobs_rspar.curvature.repair import reestimate_batchnorm
 from hobs_rspar.errors import UserError
-from hobs_rspar.hardware.latency_table import LatencyTable, Layer
+from hobs_rspar.hardware.latency_table import LatencyTable, Layer, Whole
+from hobs_rspar.methods import _registry
 from hobs_rspar.training import accuracy, logits
 
 
@@ -176,9 +177,11 @@ def timed(groups: Groups, rate: float = 0.0) -> LatencyTable:
     for name, (_, outs, ins) in groups.layers.items():
         grid = tuple(tuple(i * o / 1000 for o in (1, outs)) for i in (1, ins))
         layers[name] = Layer((1, ins), (1, outs), grid, 7)
-    table = LatencyTable(layers, 64, "cpu_a")
-    table.fit = np.array([2.0, 1.0, rate])
-    return table
+    random, wholes = np.random.default_rng(0), []
+    for ins, outs in zip(*groups.layer_widths(np.stack([random.integers(1, groups.sizes + 1) for _ in range(8)]))):
+        ms = 2 + float(ins @ outs) / 1000 + rate * 7 * float(outs.sum())
+        wholes.append(Whole(tuple(ins.tolist()), tuple(outs.tolist()), ms))
+    return LatencyTable(layers, 64, "cpu_a", tuple(wholes))
 
 
 @pytest.mark.parametrize("name", ["resnet20", "vgg16_bn_cifar"])
@@ -191,6 +194,8 @@ def test_a_latency_is_what_the_table_says_of_the_pruned_network(name):
         shapes = [state[f"{layer}.weight"].shape for layer in groups.layers]
         assert ms == pytest.approx(2 + sum(s[0] * s[1] / 1000 + 0.07 * s[0] for s in shapes))
     changes = moves(len(groups))[0][::9]
+    none = 0 * groups.sizes  # widths that no network has count as the nearest ones
+    assert expense.of(groups.sizes + 3) == expense.dense and expense.of(none) == expense.of(none + 1)
     after = expense.after(widths, changes)
     assert after.shape == (4, len(changes)) and after[2, 5] == pytest.approx(expense.of(widths[2] + changes[5]))
 
@@ -209,6 +214,18 @@ def test_a_latency_budget_is_met(budget):
         assert (np.abs(space.spent(widths) - kept_share) <= 0.01 * kept_share).all() and space.meets(widths).all()
     scores = [torch.rand(int(size), generator=torch.Generator().manual_seed(0)) for size in groups.sizes]
     assert space.meets(threshold_widths(space, scores)[None]).all()
+
+
+@pytest.mark.parametrize("method", ["hobs_rspar", "hobs_rspar_ppo", "l2_global", "jtp"])
+def test_methods_that_choose_widths_meet_a_latency_budget(method):
+    where = context("resnet8", method, budget=0.6)
+    where.space = replace(where.space, expense=Milliseconds(where.groups, timed(where.groups)))
+    module = _registry.method(method)
+    quick = {"images": 1000, "iterations": 2, "episodes": 8} if method.startswith("hobs") else {}
+    quick = {"images": 64, "batch_size": 32, "rounds": 2, "held_out": 64, "hidden": 8} if method == "jtp" else quick
+    plan = module.plan(where, module.Options(**quick))
+    widths = np.array([len(kept) for kept in plan.kept])
+    assert where.space.meets(widths[None]).all() and len(set((widths / where.groups.sizes).round(2))) > 1
 
 
 def test_a_latency_budget_needs_this_networks_table():

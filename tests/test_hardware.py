@@ -374,10 +374,12 @@ def test_another_platform_is_an_error():
 # --- latency table
 
 def plane() -> LatencyTable:
-    """A table whose latencies are 1 + 2 i + 3 o + i o: bilinear, so that interpolation must be exact."""
+    """A table whose latencies are 1 + 2 i + 3 o + i o: bilinear, so that interpolation must be exact; and so the
+    whole's."""
     inputs, outputs = (2, 4, 8), (1, 8)
     ms = tuple(tuple(1 + 2 * i + 3 * o + i * o for o in outputs) for i in inputs)
-    return LatencyTable({"conv": Layer(inputs, outputs, ms, 100)}, 64, "cpu_a")
+    wholes = tuple(Whole((i,), (o,), float(1 + 2 * i + 3 * o + i * o)) for i in inputs for o in outputs)
+    return LatencyTable({"conv": Layer(inputs, outputs, ms, 100)}, 64, "cpu_a", wholes)
 
 
 @pytest.mark.parametrize(("i", "o"), [(2, 1), (3, 5), (4, 8), (7, 2), (8, 8)])

@@ -24,7 +24,7 @@ class Expense(Protocol):
     dense: float
 
     def of(self, widths: np.ndarray) -> np.ndarray:
-        """What widths [..., groups] spend [...]."""
+        """What widths [..., groups] spend [...]; a search may ask about widths that no network has."""
 
     def after(self, widths: np.ndarray, changes: np.ndarray) -> np.ndarray:
         """What is spent [n, changes] after each of some changes [changes, groups] of each of widths [n, groups]."""
@@ -63,12 +63,12 @@ class Milliseconds:
         self.dense = float(self.of(groups.sizes))
 
     def of(self, widths: np.ndarray) -> np.ndarray:
-        """Milliseconds [...] of widths [..., groups]."""
-        return self.table.network_ms(*self.groups.layer_widths(np.asarray(widths)))
+        """Milliseconds [...] of widths [..., groups]; for widths beyond the network's, those of the nearest ones."""
+        return self.table.network_ms(*self.groups.layer_widths(np.clip(widths, 1, self.groups.sizes)))
 
     def after(self, widths: np.ndarray, changes: np.ndarray) -> np.ndarray:
-        """Milliseconds [n, changes]; where a change leads out of the network, those of the nearest widths."""
-        return self.of(np.clip(widths[:, None] + changes, 1, self.groups.sizes))
+        """Milliseconds [n, changes]."""
+        return self.of(widths[:, None] + changes)
 
 
 def limited(groups: Groups, budget: Mapping[str, float | None], latency: dict) -> tuple[float, Expense]:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cache, cached_property
 
 import numpy as np
 
-from hobs_rspar.allocation.budget import complete, floors, moves, project
 from hobs_rspar.allocation.expense import Expense, Macs
 from hobs_rspar.coupling import Groups
+from hobs_rspar.errors import UserError
+
+SMALL = 300_000  # allocations of a network small enough to look at all of them
+BLOCK = 1024  # allocations completed at once: bounds the memory for networks with many groups
+LEAST = 1e-9  # of the budget: what a step must come nearer, or rounding errors of a latency would go in circles
+DECIMALS = 9  # distances that differ by less are equal, and the gap to the budget decides
 
 
 @dataclass(frozen=True)
@@ -28,7 +33,7 @@ class Space:
     budget: float
     min_ratio: float = 0.0
     tolerance: float = 0.01
-    expense: Expense = field(default=None)
+    expense: Expense | None = None
 
     def __post_init__(self):
         if self.expense is None:
@@ -67,12 +72,48 @@ class Space:
         return np.abs(self.expense.of(widths) - self.target) <= self.tolerance * self.target
 
     def project(self, ratios: np.ndarray) -> np.ndarray:
-        """Widths [n, groups] in proportion to ratios [n, groups]."""
-        return project(self, ratios)
+        """Widths in proportion to ratios that meet the budget.
+
+        Args:
+            ratios: wanted kept ratios [n, groups], any positive scale.
+
+        Returns:
+            Kept channels [n, groups].
+
+        Raises:
+            UserError: the floors alone cost more than the budget, or no widths come within the tolerance.
+        """
+        spent, sizes, low = self.expense.of, self.sizes, self.low
+        if spent(low) > self.ceiling:
+            whole = "; ".join(f"{group.name}: {group.protected}" for group in self.groups if group.protected) or "none"
+            raise UserError(f"budget {self.budget:g}x {self.expense.unit} cannot be met: with every group at its floor "
+                            f"(allocation.min_ratio {self.min_ratio:g}) {self.spent(low):.4f}x remain; raise the "
+                            f"budget or lower allocation.min_ratio. Groups that are kept whole: {whole}")
+        below, above = np.zeros((len(ratios), 1)), 1.0 / np.maximum(ratios.min(1, keepdims=True), 1e-9)
+        for _ in range(60):  # bisection on the common scale, on real-valued widths
+            middle = (below + above) / 2
+            over = spent(np.clip(middle * ratios * sizes, low, sizes))[:, None] > self.target
+            below, above = np.where(over, below, middle), np.where(over, middle, above)
+        return self.complete(np.clip(below * ratios * sizes, low, sizes))
 
     def complete(self, wanted: np.ndarray) -> np.ndarray:
-        """Widths [n, groups] near to real-valued ones [n, groups]."""
-        return complete(self, wanted)
+        """Rounds real-valued widths and adds or takes back single channels until the budget is met.
+
+        Every step takes the change (one channel, or one channel moved between two groups) that comes nearest to
+        ``wanted`` among those that reduce the distance to the budget, preferring those that meet it.
+
+        Args:
+            wanted: [n, groups].
+
+        Returns:
+            Kept channels [n, groups].
+        """
+        widths = np.clip(np.rint(wanted), self.low, self.sizes).astype(int)
+        unmet = np.arange(len(widths))
+        while len(unmet := unmet[~self.spends(widths[unmet])]):
+            for rows in np.array_split(unmet, -(-len(unmet) // BLOCK)):
+                widths[rows] = self._step(widths[rows], wanted[rows])
+        return widths
 
     def disturbed(self, widths: np.ndarray, longest: int, generator: np.random.Generator) -> np.ndarray:
         """Widths [n, groups] after one random change each of up to ``longest`` channels, completed.
@@ -96,3 +137,64 @@ class Space:
     def meets(self, widths: np.ndarray) -> np.ndarray:
         """Whether widths [n, groups] lie in the space [n]."""
         return self.spends(widths) & ((widths >= self.low) & (widths <= self.sizes)).all(1)
+
+    def _step(self, widths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The best change of each of some widths [n, groups]; all other widths where no single change helps."""
+        sizes, (changes, up, down) = self.sizes, moves(len(self.sizes))
+        gaps = np.abs(self.expense.after(widths, changes) - self.target)
+        nearer = gaps < np.abs(self.expense.of(widths) - self.target)[:, None] - LEAST * self.target
+        nearer &= (widths == sizes) @ up + (widths == self.low) @ down == 0
+        before = np.abs(widths - wanted)
+        distance = ((np.abs(widths + 1 - wanted) - before) / sizes) @ up
+        distance += ((np.abs(widths - 1 - wanted) - before) / sizes) @ down
+        unmet = gaps > self.tolerance * self.target
+        best = _first(np.where(nearer, distance + 1e3 * unmet, np.inf), gaps)
+        changed = widths + changes[best]
+        for row in np.flatnonzero(~nearer.any(1)):
+            changed[row] = self._jump(widths[row], wanted[row])
+        return changed
+
+    def _jump(self, widths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
+        """The widths of a small network nearest to ``wanted`` among all that are nearer to the budget."""
+        if np.prod(self.sizes - self.low + 1.0) <= SMALL:
+            options = _every(self.low, self.sizes)
+            gaps = np.abs(self.expense.of(options) - self.target)
+            nearer = gaps < np.abs(self.expense.of(widths) - self.target) - LEAST * self.target
+            if nearer.any():
+                distance = np.abs((options[nearer] - wanted) / self.sizes).sum(1)
+                return options[nearer][_first(distance + 1e3 * (gaps[nearer] > self.tolerance * self.target),
+                                              gaps[nearer])]
+        raise UserError(f"budget {self.budget:g}x {self.expense.unit} cannot be met within {self.tolerance:.1%}: the "
+                        f"nearest widths keep {self.spent(widths):.4f}x (group "
+                        f"{self.groups[int(np.argmax(widths - wanted))].name} is the coarsest); change the budget")
+
+
+def floors(groups: Groups, min_ratio: float) -> np.ndarray:
+    """Fewest channels each group may keep [groups]: a fraction, at least one; all of a protected group."""
+    least = np.maximum(1, np.ceil(min_ratio * groups.sizes - 1e-9).astype(int))
+    return np.where([bool(group.protected) for group in groups], groups.sizes, least)
+
+
+def _first(distance: np.ndarray, gaps: np.ndarray) -> np.ndarray:
+    """Index of the smallest distance in every row [n]; of equal ones (up to rounding) the one with the least gap."""
+    distance = distance.round(DECIMALS)
+    return np.where(distance == distance.min(-1, keepdims=True), gaps, np.inf).argmin(-1)
+
+
+def _every(low: np.ndarray, sizes: np.ndarray) -> np.ndarray:
+    """All widths between the floors and the full sizes [n, groups]."""
+    return np.stack(np.meshgrid(*(np.arange(a, b + 1) for a, b in zip(low, sizes)), indexing="ij"), -1).reshape(
+        -1, len(sizes))
+
+
+@cache
+def moves(count: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All single-channel changes, and all moves of one channel between two groups.
+
+    Returns:
+        Changes [moves, groups], and which groups gain and which lose a channel in each [groups, moves] (0.0 or 1.0).
+    """
+    one = np.eye(count, dtype=int)
+    pairs = (one[:, None] - one[None]).reshape(-1, count)
+    changes = np.concatenate([one, -one, pairs[np.abs(pairs).sum(1) > 0]])
+    return changes, (changes > 0).T.astype(float), (changes < 0).T.astype(float)

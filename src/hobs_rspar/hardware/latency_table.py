@@ -56,15 +56,15 @@ class LatencyTable:
         layers: by name, in order of execution.
         batch_size: images per call.
         platform: slug of the platform.
-        wholes: networks that the model of the whole is fitted to; without them the sum over layers is taken.
+        wholes: networks that the model of the whole is fitted to.
 
     Attributes:
         fit: constant in ms, slope, and ms per element.
     """
 
-    def __init__(self, layers: dict[str, Layer], batch_size: int, platform: str, wholes: tuple[Whole, ...] = ()):
+    def __init__(self, layers: dict[str, Layer], batch_size: int, platform: str, wholes: tuple[Whole, ...]):
         self.layers, self.batch_size, self.platform, self.wholes = layers, batch_size, platform, wholes
-        self.fit = self._fitted(wholes) if wholes else np.array([0.0, 1.0, 0.0])
+        self.fit = self._fitted(wholes)
 
     def layer_ms(self, name: str, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
         """Latencies of a layer in ms [...], bilinear between the measured widths; below the smallest one its own,
