@@ -9,7 +9,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from small import ZOO, assert_same, context, images, snapshot, statistics_of, trained, zoo, zoo_groups
+from small import (
+    ZOO,
+    assert_same,
+    context,
+    images,
+    rebuilt,
+    snapshot,
+    statistics_of,
+    trained,
+    zoo,
+    zoo_groups,
+)
 
 from hobs_rspar import config, cost, surgery, training
 from hobs_rspar.config import available_methods, method_options
@@ -26,8 +37,8 @@ QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2,
          "epochs": 1}
 SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rspar_first_order", "hobs_rspar_no_repair",
             "hobs_rspar_no_penalty"]
-TRAINED = dict.fromkeys(("depgraph", "structalign", "structalign_seed", "bilevel", "bilevel_seed", "jtp_seed"),
-                        {"images": 64, "batch_size": 32})  # methods that train, kept short
+TRAINED = dict.fromkeys(("depgraph", "structalign", "structalign_seed", "bilevel", "bilevel_seed", "jtp_seed",
+                         "scratch"), {"images": 64, "batch_size": 32})  # methods that train, kept short
 TRAINED["jtp"] = {"images": 64, "batch_size": 32, "rounds": 2, "episodes": 2, "updates": 2, "held_out": 32,
                   "hidden": 16}
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
@@ -80,7 +91,7 @@ def test_contract(method, budget, tmp_path):
     assert PruningPlan.load(tmp_path / "plan.json") == plan
 
 
-@pytest.mark.parametrize("method", [*WEIGHTS_ONLY, *TRAINED])
+@pytest.mark.parametrize("method", [*WEIGHTS_ONLY, *(name for name in TRAINED if name != "scratch")])
 @pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "vgg16_bn_cifar"])
 def test_contract_on_other_networks(name, method):
     where = context(name, method, budget=0.4, parts={})
@@ -509,6 +520,25 @@ def test_the_plan_is_the_network_that_was_evaluated(monkeypatch):
 def test_nothing_to_remove(method):
     plan = decide(method, context("resnet8", method, budget=1.0))
     assert all(len(group.kept) == group.channels for group in plan.groups)
+
+
+def test_scratch_trains_our_architecture_from_random_weights():
+    """The widths of hobs_rspar, as many MACs as so many dense images, and no trace of the dense network's weights."""
+    where, scratch = context("resnet8", "scratch", budget=0.5), _registry.method("scratch")
+    where.inputs.splits["train"] = images(640, 1, 28, 10)
+    plan = scratch.plan(where, scratch.Options(images=1280, batch_size=32))
+    ours = _registry.method("hobs_rspar").plan(context("resnet8", "hobs_rspar", budget=0.5), _rspar.Options())
+    assert plan.kept == ours.kept and plan.repair == "none"
+    assert plan.extra_training_images * plan.macs_ratio == pytest.approx(1280, abs=32)
+    dense = copy.deepcopy(where.network)
+    dense.load_state_dict(plan.weights)
+    network, held_out = surgery.remove(dense, ZOO["resnet8"].example(), plan), images(256, 1, 28, 10, seed=3)
+    assert training.accuracy(training.logits(network, held_out), held_out.labels) > 60  # chance: 10
+    for (name, tensor), old in zip(network.named_parameters(), rebuilt(where.network, where.groups,
+                                                                       plan.kept).parameters()):
+        if tensor.dim() > 1:
+            together = torch.stack([tensor.detach().flatten(), old.detach().flatten()])
+            assert abs(together.corrcoef()[0, 1]) < 0.3, name
 
 
 # --- inputs and options

@@ -41,6 +41,7 @@ _PUBLIC = {
     "bilevel_seed_prune": "baselines",
     "structalign_prune": "baselines",
     "structalign_seed_prune": "baselines",
+    "scratch_prune": "baselines",
     "hobs_uniform_prune": "baselines",
     "hobs_rspar_prune": "baselines",
 }
