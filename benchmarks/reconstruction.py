@@ -28,7 +28,7 @@ IMAGES = 512  # held-out images of the error
 PARTS = 8  # of them, over which the interval is bootstrapped
 POSITIONS = 32  # per image and layer, as in the prune stage
 RESAMPLES = 10_000
-SECOND_ORDER = ("kfac", "joint_gates", "joint_kfac", "hobs")
+SECOND_ORDER = ("kfac", "joint_gates", "joint_kfac", "joint_output", "hobs")
 
 
 def orders(study: DenseStudy) -> dict[str, list[Tensor]]:
@@ -41,19 +41,30 @@ def orders(study: DenseStudy) -> dict[str, list[Tensor]]:
     model = JointModel.of_gates(gates["true_rows"], gates["sampled_rows"])
     edges = np.cumsum([0, *sizes]).tolist()
     found["joint_gates"] = [model.within(slice(a, b)).eliminate()[0] for a, b in zip(edges, edges[1:])]
-    found["joint_kfac"] = [joint_kfac(study, group, factors) for group in study.groups]
+    for name in ("joint_kfac", "joint_output"):
+        found[name] = [joint(study, group, factors, name) for group in study.groups]
     for seed in SEEDS:
         random = generator(seed, "benchmark/reconstruction", "random")
         found[f"random {seed}"] = [torch.randperm(size, generator=random) for size in sizes]
     return found
 
 
-def joint_kfac(study: DenseStudy, group, factors: dict[str, Tensor]) -> Tensor:
-    """Order of greedy elimination on the group's Kronecker-factored Hessian, nothing compensated."""
-    if not group.with_role("consumer"):
+def joint(study: DenseStudy, group, factors: dict[str, Tensor], name: str) -> Tensor:
+    """Order of greedy elimination on the group's Kronecker-factored Hessian, nothing compensated.
+
+    ``joint_kfac`` weights the consumers' outputs by their Fisher; ``joint_output`` by one over the energy of each
+    consumer's outputs, which makes it the very error that this experiment measures, as long as no other group is cut.
+    """
+    parts = consumers(group, study.network, factors)
+    if not parts:
         return torch.arange(group.channels)
-    fisher = [factors[f"{member.layer}/g"][0] for member in group.with_role("consumer")]
-    hessian = kfac_hessian(consumers(group, study.network, factors), fisher)
+    if name == "joint_kfac":
+        weights = [factors[f"{member.layer}/g"][0] for member in group.with_role("consumer")]
+    else:
+        flat = [part.weight.flatten(1) for part in parts]
+        weights = [torch.eye(len(w), dtype=w.dtype) / ((w @ part.covariance) * w).sum().clamp_min(1e-30)
+                   for w, part in zip(flat, parts)]
+    hessian = kfac_hessian(parts, weights)
     return JointModel(torch.zeros(group.channels, dtype=hessian.dtype), hessian).eliminate()[0]
 
 
@@ -117,7 +128,7 @@ def verdict(found: dict[tuple[str, float], dict[str, np.ndarray]]) -> dict:
 
 NAMES = {"random": f"random (mean of {len(SEEDS)})", "l1": "magnitude (L1)", "taylor": "Taylor",
          "fisher": "exact Fisher", "kfac": "K-FAC", "joint_gates": "joint gates, greedy",
-         "joint_kfac": "joint K-FAC, greedy", "hobs": "H-OBS order"}
+         "joint_kfac": "joint K-FAC, greedy", "joint_output": "joint output error, greedy", "hobs": "H-OBS order"}
 
 
 def error_table(study: DenseStudy, found: dict[tuple[str, float], dict[str, np.ndarray]]) -> dict:
