@@ -23,7 +23,6 @@ from hobs_rspar import config
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 
-README_STUDY = "default"  # its table stands in the README; an experiment of another budget leaves it alone
 STAGE_FAILED = ("a stage failed (its message is above); what is finished is kept; repair it and run 'make repro' "
                 "again")
 DVC_REPRO = [sys.executable, str(Path(__file__).with_name("_dvc.py")), "--wait-for-lock", "repro"]
@@ -155,10 +154,9 @@ def conclude(params: config.Params, failures: list[Failure], seconds: float) -> 
         raise UserError(f"{len(failures)} of {len(params.cells)} cells failed, the others are finished:\n{reasons}\n"
                         "       repair and run 'make repro' again; only these cells and the report will run")
     report = Paths.of(params.study).report
-    if params.study.name == README_STUDY:
-        from hobs_rspar.evidence import readme  # pandas and scipy: a run that does nothing need not wait for them
+    from hobs_rspar.evidence import readme  # pandas and scipy: a run that does nothing need not wait for them
 
-        readme.update("README.md", report)
+    readme.update("README.md", report)
     print(f"{report}/index.html  {report}/tables/T1.md  ({seconds / 60:.1f} min)")
 
 

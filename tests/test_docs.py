@@ -74,10 +74,14 @@ def test_the_methods_page_is_what_the_docstrings_say():
     assert done.returncode == 0, done.stderr
 
 
-def test_the_readme_table_is_what_the_report_says():
+def test_the_readme_tables_are_what_the_reports_say():
     from hobs_rspar.evidence import readme
 
-    report = ROOT / "reports/default"
-    if not (report / "tables/T1.csv").exists():
-        pytest.skip("the default study has not been run")
-    assert readme.render(report) in (ROOT / "README.md").read_text()
+    text = (ROOT / "README.md").read_text()
+    studies = re.findall(r"<!-- (\w+):begin -->", text)
+    assert studies[0] == "default"
+    for study in studies:
+        report = ROOT / "reports" / study
+        if not (report / "tables/T1.csv").exists():
+            pytest.skip(f"the study '{study}' has not been run")
+        assert readme.render(report) in text, study

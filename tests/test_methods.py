@@ -39,6 +39,7 @@ SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rsp
             "hobs_rspar_no_penalty"]
 TRAINED = dict.fromkeys(("depgraph", "structalign", "structalign_seed", "bilevel", "bilevel_seed", "jtp_seed",
                          "scratch"), {"images": 64, "batch_size": 32})  # methods that train, kept short
+TRAINED["scratch"] = TRAINED["depgraph"] | {"search": QUICK}
 TRAINED["jtp"] = {"images": 64, "batch_size": 32, "rounds": 2, "episodes": 2, "updates": 2, "held_out": 32,
                   "hidden": 16}
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
@@ -92,7 +93,8 @@ def test_contract(method, budget, tmp_path):
 
 
 @pytest.mark.parametrize("method", [*WEIGHTS_ONLY, *(name for name in TRAINED if name != "scratch")])
-@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0", "vgg16_bn_cifar"])
+@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0",
+                                  "vgg16_bn_cifar"])
 def test_contract_on_other_networks(name, method):
     where = context(name, method, budget=0.4, parts={})
     assert_valid(decide(method, where), name, where)
@@ -526,8 +528,8 @@ def test_scratch_trains_our_architecture_from_random_weights():
     """The widths of hobs_rspar, as many MACs as so many dense images, and no trace of the dense network's weights."""
     where, scratch = context("resnet8", "scratch", budget=0.5), _registry.method("scratch")
     where.inputs.splits["train"] = images(640, 1, 28, 10)
-    plan = scratch.plan(where, scratch.Options(images=1280, batch_size=32))
-    ours = _registry.method("hobs_rspar").plan(context("resnet8", "hobs_rspar", budget=0.5), _rspar.Options())
+    plan = scratch.plan(where, scratch.Options(images=1280, batch_size=32, search=QUICK))
+    ours = decide("hobs_rspar", context("resnet8", "hobs_rspar", budget=0.5))
     assert plan.kept == ours.kept and plan.repair == "none"
     assert plan.extra_training_images * plan.macs_ratio == pytest.approx(1280, abs=32)
     dense = copy.deepcopy(where.network)

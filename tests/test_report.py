@@ -15,9 +15,9 @@ import yaml
 from scipy import stats
 from synthetic_cells import FULL, GROUPS, METHODS, PLATFORM, REPAIRED, ROOT, SEEDS, edit, make_cell, make_study
 
-from hobs_rspar.config import load
+from hobs_rspar.config import DATASETS, NETWORKS, available_methods, load
 from hobs_rspar.errors import UserError
-from hobs_rspar.evidence import readme
+from hobs_rspar.evidence import published, readme
 from hobs_rspar.evidence.figures import FIGURES
 from hobs_rspar.evidence.report import write
 from hobs_rspar.evidence.statistics import holm
@@ -28,7 +28,8 @@ T1 = ["method", "n", "top1", "top1_lo", "top1_hi", "top1_before_recovery", "macs
 CLAIMS = ["claim", "published", "goal", "measured", "lo", "hi", "unit", "verdict", "conditions"]
 BASELINES = [name for name in METHODS if name not in ("unpruned", "hobs_uniform", "hobs_rspar")]
 EXPERIMENTS = {"C1": "sensitivity", "C2": "reconstruction", "C3": "penalty", "C8": "allocators"}
-README = f"# Title\n\n{readme.BEGIN}\nold\n{readme.END}\n\nafter\n"
+BEGIN, END = readme.markers("default")
+README = f"# Title\n\n{BEGIN}\nold\n{END}\n\nafter\n"
 
 
 @pytest.fixture(scope="module")
@@ -92,6 +93,27 @@ def test_what_the_latency_table_foretold_stands_beside_what_was_measured(study):
     assert float(found["off"]) == pytest.approx(100 * abs(0.35 * np.median(speed) - 1), abs=0.01)
     assert [row["what"] for row in methods] == [name for name in METHODS if name != "unpruned"]
     assert "0.35x latency" in Path("reports/default/index.html").read_text()
+
+
+def test_published_figures_stand_beside_ours_where_network_and_data_are_the_same(study, monkeypatch):
+    """Rows of other networks, data sets and methods are left out; the change is from each side's own dense network."""
+    assert not Path("reports/default/tables/published.csv").exists()
+    figure = published.Figure("l1", "resnet20", "fashion_mnist", 94.0, 93.5, None, "Somebody, 2020", "200 epochs")
+    others = [figure._replace(**{key: "other"}) for key in ("method", "network", "dataset")]
+    monkeypatch.setattr(published, "FIGURES", (*others, figure))
+    write(load())
+    row, = rows(Path("reports/default/tables/published.csv"))
+    mean = np.mean([cell["accuracy"]["test"] for cell in cells_of(study / "reports/default", "l1")])
+    dense = cells_of(study / "reports/default", "l1")[0]["dense"]["top1_test"]
+    assert (row["method"], float(row["published_change"]), row["published_macs"]) == ("l1", -0.5, "")
+    assert float(row["dense"]) == dense and float(row["change"]) == pytest.approx(mean - dense, abs=0.01)
+    assert "Somebody, 2020" in Path("reports/default/index.html").read_text()
+
+
+def test_quoted_figures_are_of_methods_and_networks_that_there_are():
+    for figure in published.FIGURES:
+        assert figure.method in available_methods() and figure.network in NETWORKS and figure.dataset in DATASETS
+        assert 80 < figure.pruned < 100 and 80 < figure.dense < 100 and (figure.macs is None or 0 < figure.macs < 1)
 
 
 def test_columns_are_exactly_those_of_the_evidence_document(report):
@@ -333,13 +355,15 @@ def test_second_run_writes_the_same_bytes_and_removes_what_is_stale(study):
 def test_readme_block_equals_the_report(study):
     assert readme.update("README.md", "reports/default")
     text = (study / "README.md").read_text()
-    assert text.startswith("# Title\n\n") and text.endswith(f"{readme.END}\n\nafter\n") and "old" not in text
-    assert readme.is_current("README.md", "reports/default") and not readme.update("README.md", "reports/default")
+    assert text.startswith(f"# Title\n\n{BEGIN}\n") and text.endswith(f"{END}\n\nafter\n") and "old" not in text
+    assert readme.render("reports/default") in text and not readme.update("README.md", "reports/default")
     assert "| hobs_rspar | " in text and "n = 5 seeds" in text and "Test CPU" in text
     (study / "README.md").write_text(text.replace("hobs_rspar", "mine", 1))
-    assert not readme.is_current("README.md", "reports/default")
-    (study / "README.md").write_text("no markers")
-    with pytest.raises(UserError, match="results:begin"):
+    assert readme.update("README.md", "reports/default") and (study / "README.md").read_text() == text
+    (study / "README.md").write_text("no block of this study")
+    assert not readme.update("README.md", "reports/default")
+    (study / "README.md").write_text(text.replace(END, ""))
+    with pytest.raises(UserError, match="default:begin"):
         readme.update("README.md", "reports/default")
 
 

@@ -1,4 +1,4 @@
-"""The result table of README.md, generated between two markers from a study's tables."""
+"""Result tables of README.md, each generated between two markers from the tables of the study that they name."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from hobs_rspar.errors import UserError
 from hobs_rspar.evidence.summary import LATENCY_BATCH, REFERENCE, THROUGHPUT_BATCH
 from hobs_rspar.evidence.table_formats import Column, Table, markdown_rows
 
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 COLUMNS = (
     Column("method", "Method"),
     Column("top1", "Top-1 (%)", right=True),
@@ -21,6 +20,11 @@ COLUMNS = (
     Column("delta_vs_dense", f"Difference to {REFERENCE} (points)", 2),
     Column("p_adjusted", "Adjusted p", 3),
 )
+
+
+def markers(study: str) -> tuple[str, str]:
+    """The lines between which the README shows a study's results."""
+    return f"<!-- {study}:begin -->", f"<!-- {study}:end -->"
 
 
 def render(report_folder: str | Path) -> str:
@@ -36,38 +40,27 @@ def render(report_folder: str | Path) -> str:
     except FileNotFoundError as missing:
         raise UserError(f"{missing.filename} not found; 'python pipeline/report.py' writes it") from None
     table = markdown_rows(Table("README", "", "", COLUMNS, [_row(row) for row in rows]))
-    where = f"{folder.parent.name}/{folder.name}"
-    return (f"{BEGIN}\n{table}\n{seen['line']} ± is half of the {seen['confidence']} interval over seeds. All tables "
-            f"and figures: [{where}/index.html]({where}/index.html).\n{END}\n")
-
-
-def is_current(readme_path: str | Path, report_folder: str | Path) -> bool:
-    """Whether the README's block equals what the report says."""
-    return _parts(Path(readme_path))[1] == render(report_folder)
+    where, (begin, end) = f"{folder.parent.name}/{folder.name}", markers(folder.name)
+    return (f"{begin}\n{table}\n{seen['line']} ± is half of the {seen['confidence']} interval over seeds. All tables "
+            f"and figures: [{where}/index.html]({where}/index.html).\n{end}")
 
 
 def update(readme_path: str | Path, report_folder: str | Path) -> bool:
-    """Rewrites the README's block; returns whether anything changed.
+    """Rewrites a study's block of the README, if it has one; returns whether anything changed.
 
     Raises:
-        UserError: the README lacks the markers, or the report has not been written.
+        UserError: the README has one of the markers without the other, or the report has not been written.
     """
-    path = Path(readme_path)
-    before, block, after = _parts(path)
-    wanted = render(report_folder)
-    if block != wanted:
-        path.write_text(before + wanted + after)
-    return block != wanted
-
-
-def _parts(path: Path) -> tuple[str, str, str]:
+    path, (begin, end) = Path(readme_path), markers(Path(report_folder).name)
     text = path.read_text()
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise UserError(f"{path} must hold the lines '{BEGIN}' and '{END}' once each, in this order; the result table "
+    if begin not in text and end not in text:
+        return False
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        raise UserError(f"{path} must hold the lines '{begin}' and '{end}' once each, in this order; the result table "
                         "is written between them")
-    start, stop = text.index(BEGIN), text.index(END) + len(END)
-    stop += text[stop:].startswith("\n")
-    return text[:start], text[start:stop], text[stop:]
+    wanted = text[:text.index(begin)] + render(report_folder) + text[text.index(end) + len(end):]
+    path.write_text(wanted)
+    return wanted != text
 
 
 def _row(row: dict[str, str]) -> dict:

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 from hobs_rspar.config import Params
-from hobs_rspar.evidence import ablation, claims, cost, latency, metrics, page, recovery_tables, tables
+from hobs_rspar.evidence import ablation, claims, cost, latency, metrics, page, published, recovery_tables, tables
 from hobs_rspar.evidence.cells import Evidence, read
 from hobs_rspar.evidence.figures import draw_all
 from hobs_rspar.evidence.summary import Summary, summarise
@@ -35,6 +35,7 @@ def contents(evidence: Evidence, summary: Summary) -> dict[str, bytes]:
     found = claims.claims(evidence, summary)
     own = (claims.table(evidence, summary, found), tables.t1(evidence, summary),
            recovery_tables.recovery(evidence, summary), cost.equal_cost(evidence, summary),
+           published.beside(evidence, summary),
            latency.foretold(evidence, summary), recovery_tables.repair(evidence, summary),
            ablation.t8(evidence, summary), tables.t10(evidence, summary))
     every = (*own, *claims.tables_of(evidence), tables.t16(evidence, summary))

@@ -34,10 +34,11 @@ class Options(TrainingOptions):
     images: Positive = 490_000
     learning_rate: Above = 0.1
     weight_decay: NonNegative = 1e-3
+    search: _rspar.Options = _rspar.Options()
 
 
 def plan(context: Context, options: Options) -> PruningPlan:
-    found = architecture(context)
+    found = architecture(context, options.search)
     network = fresh(sliced(context.network, context.groups, found.kept), context.derived_seed)
     seen = train(network, context, options, found.macs_ratio)
     weights = extended(network.state_dict(), context.network.state_dict(), context.groups, found.kept)
@@ -45,11 +46,11 @@ def plan(context: Context, options: Options) -> PruningPlan:
                    extra_training_images=seen, weights=weights)
 
 
-def architecture(context: Context) -> PruningPlan:
+def architecture(context: Context, search: _rspar.Options) -> PruningPlan:
     """The plan of ``hobs_rspar`` for the same seed."""
     ours = replace(context, method="hobs_rspar")
     scores, relative = (ours.per_group(ours.sensitivity[name]) for name in ("hobs", "relative"))
-    return _rspar.searched(ours, _rspar.Options(), scores, relative, "H-OBS")
+    return _rspar.searched(ours, search, scores, relative, "H-OBS")
 
 
 def sliced(network: nn.Module, groups: Groups, kept: list[list[int]]) -> nn.Module:
