@@ -302,6 +302,42 @@ def test_learnt_gates_close_dead_channels_and_keep_vital_ones(name, monkeypatch)
     assert changes[dead].abs().max() < 1e-6 and logits[dead].max() < logits[vital].min()
 
 
+def test_masks_of_dead_channels_shrink_first():
+    """Only the L1 norm pulls at a channel that is always zero; those whose closing costs most hold against it, most."""
+    data = images(640, 1, 28, 10)
+    network = trained(copy.deepcopy(zoo("resnet8")), data, epochs=2)
+    groups, dead = zoo_groups("resnet8"), [3, 12, 20, 31]
+    network.layer3[0].bn1.weight.data[dead], network.layer3[0].bn1.bias.data[dead] = 0, -1
+    where = context("resnet8", "bilevel_seed", budget=0.5)
+    where.network, where.inputs.splits["train"], where.inputs.splits["calibration"] = network, data, data
+    index = [group.name for group in groups].index("layer3.0.conv1")
+    vital = loss_changes(network, groups, data.first(128), 64).split(groups.sizes.tolist())[index].argsort()[-4:]
+    options = _registry.options("bilevel_seed", {"images": 640, "batch_size": 32})
+    kept = set(_registry.method("bilevel_seed").plan(where, options).kept[index])
+    assert not kept & set(dead) and len(kept & set(vital.tolist())) >= 3
+
+
+def test_thresholds_close_filters_that_are_small_beside_their_group():
+    where, small, large = context("resnet8", "jtp_seed", budget=0.6), [2, 7, 11], [4, 9]
+    where.network = copy.deepcopy(where.network)
+    for channels, factor in ((small, 0.05), (large, 3)):
+        where.network.get_submodule("layer2.0.conv1").weight.data[channels] *= factor
+    plan = _registry.method("jtp_seed").plan(where, _registry.options("jtp_seed", {"images": 96,
+                                                                                       "batch_size": 16}))
+    kept = set(next(part for part in plan.groups if part.name == "layer2.0.conv1").kept)
+    assert not kept & set(small) and kept >= set(large)
+
+
+def test_misalignment_is_the_divergence_of_neighbouring_vectors():
+    """Against numpy for vectors of equal length, which resampling leaves alone; 0 where all are alike, in any order."""
+    misalignment, random = _registry.method("structalign_seed").misalignment, np.random.default_rng(0)
+    first, second = (torch.from_numpy(random.normal(size=32)) for _ in range(2))
+    p, q = (np.exp(np.sort(part.numpy())) / np.exp(part.numpy()).sum() for part in (first, second))
+    assert misalignment((first, second)).item() == pytest.approx((p * np.log(p / q)).sum())
+    assert misalignment((first, first.flip(0), first)).item() == pytest.approx(0, abs=1e-12)
+    assert misalignment((torch.ones(8), torch.ones(64))).item() == pytest.approx(0, abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2"])
 def test_jtp_aligns_what_the_mask_removes(name):
     """The pull is the sum over layers of the norm of their removed filters; nothing else has a gradient."""
