@@ -1,4 +1,4 @@
-"""What foretells the accuracy of an allocation after recovery: ``python benchmarks/predictors.py`` (10 minutes).
+"""What foretells the accuracy of an allocation after recovery: ``python benchmarks/predictors.py`` (30 minutes).
 
 A search can only afford rewards that are cheaper than a recovery. Random allocations that meet the budget are pruned in
 H-OBS's order, repaired and recovered on training images by the study's recipe; every cheap predictor is compared with
@@ -24,7 +24,7 @@ from hobs_rspar.paths import Paths
 from hobs_rspar.progress import bar
 from hobs_rspar.seeds import derived_seed
 
-ALLOCATIONS, SEED = 30, 0
+ALLOCATIONS, SEEDS = 30, (0, 1, 2)  # seeds of recovery, taken in turn: what foretells must do so in spite of them
 SPREADS = (0.1, 0.2, 0.35)  # standard deviations of the log ratios, in turn
 IMAGES, FEW = 20_000, 6_400  # training images of the recovery, and of the shortest one that serves as a predictor
 MEASURED = 12  # allocations that the fitted reward may see; it is judged on the others
@@ -48,11 +48,20 @@ class Bench:
         relative = [torch.from_numpy(part) for part in problem.relative]
         self.curves = curves(problem.scores, self.order, relative)
 
-    def recovered(self, widths: np.ndarray, images: int) -> tuple[float, float]:
-        """Loss and accuracy (fraction) on validation images after a recovery with so many training images."""
+    def recovered(self, rows: np.ndarray, images: int, what: str) -> np.ndarray:
+        """Loss and accuracy (a fraction) of widths [n, groups] on validation images after recovery [n, 2].
+
+        Args:
+            images: training images of each recovery.
+            what: name of the progress bar.
+        """
+        seeds = np.resize(SEEDS, len(rows)).tolist()
+        return np.array([self._recovered(row, images, seed) for row, seed in zip(bar(rows, what), seeds)])
+
+    def _recovered(self, widths: np.ndarray, images: int, seed: int) -> tuple[float, float]:
         recipe = self.problem.params.finetune.model_copy(update={"epochs": 1, "images": images, "crops": []})
         network = self.environment.repaired(widths)
-        task = training.Task(network, self.train, self.validation, recipe, SEED, "predictors", self.teacher)
+        task = training.Task(network, self.train, self.validation, recipe, seed, "predictors", self.teacher)
         last = training.fit(task, training.State(), lambda state: None).history[-1]
         return last["validation_loss"], last["validation_top1"] / 100
 
@@ -61,7 +70,7 @@ def main() -> None:
     started = time.perf_counter()
     problem = load()
     bench, widths = Bench(problem), sample(problem)
-    outcomes = np.array([bench.recovered(row, IMAGES) for row in bar(widths, "predictors: recovery")])
+    outcomes = bench.recovered(widths, IMAGES, "predictors: recovery")
     found = {name: predict(widths) for name, predict in predictors(bench).items()}
     rows = [row(name, values, *outcomes.T) for name, values in found.items()]
     fitted = FittedReward(bench.curves, widths[:MEASURED], -found["repaired: loss"][:MEASURED])
@@ -73,7 +82,7 @@ def main() -> None:
 
 def sample(problem: Problem) -> np.ndarray:
     """Uniform widths and random allocations around them [ALLOCATIONS, groups]."""
-    generator = np.random.default_rng(derived_seed(SEED, "predictors", "allocations"))
+    generator = np.random.default_rng(derived_seed(0, "predictors", "allocations"))
     spread = np.resize(SPREADS, ALLOCATIONS - 1)[:, None]
     noise = generator.normal(0, 1, (ALLOCATIONS - 1, len(problem.space.sizes))) * spread
     return np.concatenate([problem.space.uniform[None], problem.space.project(np.exp(noise))])
@@ -94,7 +103,8 @@ def predictors(bench: Bench) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
         "batch norms re-estimated: loss": _each(lambda row: -bench.raw.evaluate(row).loss),
         "repaired: loss": _each(lambda row: -bench.environment.evaluate(row).loss),
         "repaired: accuracy": _each(lambda row: bench.environment.evaluate(row).accuracy),
-        f"repaired, after {FEW // 128} steps of training: loss": _each(lambda row: -bench.recovered(row, FEW)[0]),
+        f"repaired, after {FEW // 128} steps of training: loss":
+            lambda widths: -bench.recovered(widths, FEW, "predictors: a few steps")[:, 0],
     }
 
 
@@ -109,7 +119,7 @@ def _each(value: Callable[[np.ndarray], float]) -> Callable[[np.ndarray], np.nda
 
 def row(name: str, values: np.ndarray, loss: np.ndarray, accuracy: np.ndarray) -> dict:
     """Rank correlations with (minus) the loss and with the accuracy after recovery, with bootstrap intervals."""
-    generator = np.random.default_rng(derived_seed(SEED, "predictors", name))
+    generator = np.random.default_rng(derived_seed(0, "predictors", name))
     drawn = generator.integers(len(values), size=(RESAMPLES, len(values)))
     several = [spearmanr(values[index], -loss[index]).statistic for index in drawn]
     lo, hi = np.nanquantile(several, (0.025, 0.975))
@@ -122,9 +132,10 @@ def record(problem: Problem, rows: list[dict], outcomes: np.ndarray, started: fl
     columns = [["predictor", "Predictor"], ["n", "Allocations"], ["loss", "ρ with −loss after recovery"],
                ["lo", "95 % from"], ["hi", "to"], ["accuracy", "ρ with accuracy after recovery"]]
     note = (f"Spearman's rank correlation over random allocations at equal MACs; recovery with {IMAGES:,} training "
-            f"images, seed {SEED}; validation images. Accuracy after recovery lies between {100 * accuracy.min():.2f} "
-            f"and {100 * accuracy.max():.2f} %, loss between {loss.min():.4f} and {loss.max():.4f}; uniform widths: "
-            f"{100 * accuracy[0]:.2f} %, {loss[0]:.4f}. Intervals: bootstrap over allocations.")
+            f"images, seeds {SEEDS[0]} to {SEEDS[-1]} in turn; validation images. Accuracy after recovery lies "
+            f"between {100 * accuracy.min():.2f} and {100 * accuracy.max():.2f} %, loss between {loss.min():.4f} and "
+            f"{loss.max():.4f}; uniform widths: {100 * accuracy[0]:.2f} %, {loss[0]:.4f}. Intervals: bootstrap over "
+            "allocations.")
     table = {"name": "predictors", "title": f"What foretells accuracy after recovery: {problem.subject}", "note": note,
              "columns": columns, "rows": [{**entry, **{key: round(entry[key], 3) for key in ("loss", "lo", "hi",
                                                                                              "accuracy")}}
