@@ -70,7 +70,8 @@ PUBLISHED = {
     **{f"{name}_prune": {"model": REQUIRED, "dataloader": REQUIRED, "pruning_ratio": 0.5}
        for name in ("dep_graph", "taylor", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp",
                     "udfc", "udfc_seed", "depgraph", "jtp", "jtp_seed", "bilevel", "bilevel_seed", "structalign",
-                    "structalign_seed", "scratch", "hobs_uniform", "hobs_rspar")},
+                    "structalign_seed", "scratch", "taylor_iterative", "hrank", "decore", "hobs_uniform",
+                    "hobs_rspar")},
     "compress": {"model": REQUIRED, "loader": REQUIRED, "macs": 0.5},
 }
 
@@ -101,8 +102,9 @@ def test_every_public_name_can_be_imported():
     assert {path.split(".")[0] for path in PUBLISHED} | {"groups", "PruningPlan", "UserError", "unpruned"} == \
         set(hobs_rspar.__all__)
     assert dir(hobs_rspar) == hobs_rspar.__all__
-    for name in available_methods():  # each method has its function; two have the published name
-        published = {"unpruned": "unpruned", "depgraph_seed": "dep_graph_prune", "taylor_oneshot": "taylor_prune"}
+    for name in available_methods():  # each method has its function; some have the published name
+        published = {"unpruned": "unpruned", "depgraph_seed": "dep_graph_prune", "taylor_oneshot": "taylor_prune",
+                     "taylor": "taylor_iterative_prune"}
         if not name.startswith("hobs_rspar_"):  # ablations are for studies only
             assert hasattr(hobs_rspar, published.get(name, f"{name}_prune"))
     with pytest.raises(AttributeError, match="module 'hobs_rspar' has no attribute 'comprss'"):

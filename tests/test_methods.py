@@ -35,20 +35,21 @@ from hobs_rspar.plan import PruningPlan
 
 QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2, "hidden": 16, "images": 1000,
          "epochs": 1}
-SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rspar_first_order", "hobs_rspar_no_repair",
-            "hobs_rspar_no_penalty"]
+SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rspar_first_order",
+            "hobs_rspar_no_repair", "hobs_rspar_no_penalty"]
 TRAINED = dict.fromkeys(("depgraph", "structalign", "structalign_seed", "bilevel", "bilevel_seed", "jtp_seed",
-                         "scratch"), {"images": 64, "batch_size": 32})  # methods that train, kept short
+                         "scratch", "taylor", "decore"), {"images": 64, "batch_size": 32})  # they train, kept short
 TRAINED["scratch"] = TRAINED["depgraph"] | {"search": QUICK}
 TRAINED["jtp"] = {"images": 64, "batch_size": 32, "rounds": 2, "episodes": 2, "updates": 2, "held_out": 32,
                   "hidden": 16}
+TRAINED["taylor"] = TRAINED["taylor"] | {"every": 1}
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
-                "udfc", "udfc_seed"]
+                "udfc", "udfc_seed", "hrank"]  # and images
+SHORT = dict.fromkeys(SEARCHED, QUICK) | TRAINED | {"hrank": {"images": 16}}
 
 
 def decide(name: str, where) -> PruningPlan:
-    options = QUICK if name in SEARCHED else TRAINED.get(name, {})
-    return _registry.method(name).plan(where, _registry.options(name, options))
+    return _registry.method(name).plan(where, _registry.options(name, SHORT.get(name, {})))
 
 
 def assert_valid(plan: PruningPlan, name: str, where) -> None:
@@ -558,6 +559,67 @@ def test_the_plan_is_the_network_that_was_evaluated(monkeypatch):
 def test_nothing_to_remove(method):
     plan = decide(method, context("resnet8", method, budget=1.0))
     assert all(len(group.kept) == group.channels for group in plan.groups)
+
+
+@torch.no_grad()
+def test_hrank_ranks_by_the_mean_rank_of_the_maps_that_are_read():
+    """Against numpy, map by map; and a channel whose map is constant, or zero, goes before all others."""
+    network, groups = copy.deepcopy(zoo("resnet8")), zoo_groups("resnet8")
+    network.layer2[0].bn1.weight[[1, 6]], network.layer2[0].bn1.bias[[1, 6]] = 0, torch.tensor([-1.0, 1.0])
+    group, data, seen = groups.named("layer2.0.conv1"), images(6, 1, 28, 10), []
+    found = _registry.method("hrank").mean_ranks(network, groups, data)
+    hook = network.layer2[0].conv2.register_forward_pre_hook(lambda _layer, inputs: seen.append(inputs[0].numpy()))
+    network(data.normalised(data.pixels))
+    hook.remove()
+    wanted = np.linalg.matrix_rank(seen[0]).mean(0)
+    score = found[[part.name for part in groups].index(group.name)]
+    assert score.tolist() == pytest.approx(wanted.tolist(), abs=0.34)  # ranks depend on rounding, now and then
+    assert set(score.argsort()[:2].tolist()) == {1, 6} and score[1] == 0 and score[6] == 1
+    stream = groups.named("conv1")  # read by two layers, the shortcut's convolution among them
+    hrank, member = _registry.method("hrank"), stream.with_role("consumer")[0]
+    assert hrank.maps(torch.ones(2, 16, 5, 3), member).shape == (2, 16, 5, 3)
+    flat = Member("linear", "consumer", tuple(tuple(range(9 * i, 9 * i + 9)) for i in range(4)))
+    x = torch.randn(2, 36)
+    assert torch.equal(hrank.maps(x, flat)[1, 2], x[1, 18:27].view(3, 3))
+
+
+def test_taylor_squares_the_gradient_of_a_minibatch_and_removes_while_it_trains():
+    taylor, groups, data = _registry.method("taylor"), zoo_groups("resnet8"), images(64, 1, 28, 10)
+    network, gates = copy.deepcopy(zoo("resnet8")), Gates(groups)
+    batch = (data.normalised(data.pixels), data.labels)
+    found = taylor.minibatch(network, gates, torch.ones(gates.total), batch)
+    value = torch.ones(1, gates.total, requires_grad=True)
+    plain = copy.deepcopy(zoo("resnet8")).train()
+    with gates.applied(plain, value):
+        torch.nn.functional.cross_entropy(plain(batch[0]), batch[1]).backward()
+    wanted = value.grad[0].square()
+    assert np.corrcoef(found, wanted)[0, 1] > 0.95  # bfloat16
+    where, mask, scores = context("resnet8", "taylor", budget=0.4), torch.ones(gates.total), torch.rand(gates.total)
+    spent = []
+    for share in (0.3, 0.6, 1.0):
+        before = mask.clone()
+        taylor.close(mask, scores, where, share)
+        assert (mask <= before).all()  # what is gone stays gone
+        widths = np.array([int(part.sum()) for part in gates.split(mask)])
+        spent.append(float(where.space.spent(widths)))
+    assert spent == pytest.approx([0.82, 0.64, 0.4], abs=0.05)
+
+
+def test_decore_drops_what_is_never_missed():
+    """One group of two channels: the second decides about every image, the first about none."""
+    policy_loss = _registry.method("decore").policy_loss
+    logits, random = torch.zeros(2, requires_grad=True), torch.Generator().manual_seed(0)
+    adam = torch.optim.Adam([logits], lr=0.1)
+    for _ in range(200):
+        kept = torch.bernoulli(torch.sigmoid(logits.detach()).expand(64, -1), generator=random)
+        adam.zero_grad()
+        policy_loss(logits, kept, kept[:, 1] > 0, [2], 2.0).backward()
+        adam.step()
+    assert logits[0] < -1 < 1 < logits[1]
+    kept, right = torch.tensor([[1.0, 0.0], [0.0, 0.0]]), torch.tensor([True, False])
+    start = torch.zeros(2, requires_grad=True)
+    policy_loss(start, kept, right, [2], 3.0).backward()  # rewards 1 and -6, less their mean: 3.5 and -3.5
+    assert start.grad.tolist() == pytest.approx([-3.5 / 2 * (0.5 - -0.5) / 2, -3.5 / 2 * (-0.5 - -0.5) / 2])
 
 
 def test_scratch_trains_our_architecture_from_random_weights():

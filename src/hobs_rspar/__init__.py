@@ -42,6 +42,9 @@ _PUBLIC = {
     "structalign_prune": "baselines",
     "structalign_seed_prune": "baselines",
     "scratch_prune": "baselines",
+    "taylor_iterative_prune": "baselines",
+    "hrank_prune": "baselines",
+    "decore_prune": "baselines",
     "hobs_uniform_prune": "baselines",
     "hobs_rspar_prune": "baselines",
 }

@@ -46,7 +46,10 @@ def _function(method: str) -> Callable[..., nn.Module]:
 
 
 dep_graph_prune = _function("depgraph_seed")  # what the source documents call DepGraph; the paper's is depgraph_prune
-taylor_prune = _function("taylor_oneshot")
+taylor_prune = _function("taylor_oneshot")  # likewise; the paper's, which trains, is taylor_iterative_prune
+taylor_iterative_prune = _function("taylor")
+hrank_prune = _function("hrank")
+decore_prune = _function("decore")
 random_prune = _function("random")
 random_repair_prune = _function("random_repair")
 l1_prune = _function("l1")
