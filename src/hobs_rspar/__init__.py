@@ -48,7 +48,7 @@ _PUBLIC = {
     "hobs_uniform_prune": "baselines",
     "hobs_rspar_prune": "baselines",
 }
-_LATER = ("autocompress_prune", "hrank_prune", "adaprune_prune", "gnn_prune")  # published names without a method yet
+_LATER = ("autocompress_prune", "adaprune_prune", "gnn_prune")  # published names without a method yet
 __all__ = sorted(_PUBLIC)
 
 
