@@ -95,6 +95,68 @@ def test_what_the_latency_table_foretold_stands_beside_what_was_measured(study):
     assert "0.35x latency" in Path("reports/default/index.html").read_text()
 
 
+def test_other_platforms_stand_beside_the_studys_own_and_are_never_mixed_with_it(study):
+    """Half as fast elsewhere; a timing of an earlier network there does not count."""
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["benchmark"]["platform"] = PLATFORM
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    for seed in SEEDS[:3]:
+        timing = json.loads(timing_of(f"l1-{seed}").read_text())
+        timing["fingerprint"]["device"] = "Other CPU"
+        for side in timing["batches"]["1"]["dense"], timing["batches"]["1"]["pruned"]:
+            side["p50_ms"] *= 2
+        timing["inputs"] = timing["inputs"] if seed != SEEDS[2] else "earlier"
+        file = Path("reports/default/platforms/other_cpu") / f"l1-{seed}.json"
+        file.parent.mkdir(exist_ok=True)
+        file.write_text(json.dumps(timing))
+    before = {row["method"]: row for row in rows(Path("reports/default/tables/T1.csv"))}
+    write(load())
+    found = rows(Path("reports/default/tables/T5.csv"))
+    assert [row["method"] for row in found] == [*METHODS, "l1"]
+    own, other = found[list(METHODS).index("l1")], found[-1]
+    assert own["platform"] == PLATFORM
+    assert (other["platform"], other["device"], other["n"]) == ("other_cpu", "Other CPU", "2")
+    assert own["latency_ms"] == before["l1"]["latency_ms"] and own["speedup"] == before["l1"]["speedup"]
+    ms = [json.loads(timing_of(f"l1-{seed}").read_text())["batches"]["1"]["pruned"]["p50_ms"] for seed in SEEDS[:2]]
+    assert float(other["latency_ms"]) == pytest.approx(2 * np.median(ms), abs=1e-3)
+    assert {row["method"]: row for row in rows(Path("reports/default/tables/T1.csv"))} == before
+
+
+def test_every_batch_size_has_a_row(report):
+    found = [row for row in rows(report[0] / "tables/T6.csv") if row["method"] == "l1"]
+    timings = [json.loads((report[0] / "platforms" / PLATFORM / f"l1-{seed}.json").read_text()) for seed in SEEDS]
+    assert [row["batch"] for row in found] == ["1", "64"]
+    for row in found:
+        entries = [timing["batches"][row["batch"]] for timing in timings]
+        assert float(row["p99_ms"]) == pytest.approx(np.median([e["pruned"]["p99_ms"] for e in entries]), abs=1e-3)
+        assert float(row["speedup"]) == pytest.approx(np.median([e["speedup"] for e in entries]), abs=1e-3)
+    ratio = np.mean([cell["plan"]["macs_ratio"] for cell in cells_of(report[0], "l1")])
+    assert float(found[0]["bound"]) == pytest.approx(1 / ratio, abs=1e-3)
+
+
+def test_spread_and_cost_are_those_of_the_cells(study):
+    def worse(cell):
+        cell["history"][-1]["validation_loss"] = cell["history"][0]["validation_loss"] + 1
+
+    edit(Path("reports/default/cells/l1-42.json"), worse)
+    (study / "reports/default/cells/l1-520.json").unlink()
+    edit(Path("reports/default/cells/random-42.json"), lambda cell: cell["cost"]["seconds"].update(prune=None))
+    write(load())
+    cells = [json.loads(file.read_text()) for file in Path("reports/default/cells").glob("l1-*.json")]
+    stability, cost = ({row["method"]: row for row in rows(Path(f"reports/default/tables/{name}.csv"))}
+                       for name in ("T12", "T13"))
+    top1 = [cell["accuracy"]["test"] for cell in cells]
+    assert (stability["l1"]["n"], stability["l1"]["missing"], stability["l2_global"]["missing"]) == ("4", "1", "0")
+    assert float(stability["l1"]["sd"]) == pytest.approx(np.std(top1, ddof=1), abs=1e-4)
+    assert int(stability["l1"]["spikes"]) == sum(
+        later["validation_loss"] > earlier["validation_loss"]
+        for cell in cells for earlier, later in zip(cell["history"], cell["history"][1:])) > 0
+    seconds = np.array([list(cell["cost"]["seconds"].values()) for cell in cells]).mean(0)
+    assert float(cost["l1"]["total"]) == pytest.approx(seconds.sum(), abs=0.02)
+    assert float(cost["l1"]["allocate_share"]) == pytest.approx(100 * seconds[0] / seconds.sum(), abs=0.02)
+    assert cost["random"]["prune"] == cost["random"]["total"] == "" != cost["random"]["finetune"]
+
+
 def test_published_figures_stand_beside_ours_where_network_and_data_are_the_same(study, monkeypatch):
     """Rows of other networks, data sets and methods are left out; the change is from each side's own dense network."""
     assert not Path("reports/default/tables/published.csv").exists()

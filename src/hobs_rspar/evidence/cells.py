@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,7 @@ class Evidence:
         scores: content of scores.json, None where the file is absent.
         experiments: name to the result of an experiment of benchmarks/.
         latency: content of latency.json, None where the file is absent.
+        elsewhere: timings of the same networks on other platforms, by platform and cell.
     """
 
     params: Params
@@ -48,6 +50,7 @@ class Evidence:
     scores: dict | None
     experiments: dict[str, claim_files.ClaimFile]
     latency: dict | None
+    elsewhere: dict[str, dict[str, dict]]
 
     @property
     def methods(self) -> list[str]:
@@ -98,13 +101,15 @@ def read(params: Params) -> Evidence:
     for cell, content in cells.items():
         _check_same_study(files[cell], content, params)
     _check_same_dense(cells)
-    platform = _platform(params, paths, list(cells))
+    platform = _platform(params, paths, cells)
     timings = _timings(paths, platform, cells)
     _check_same_fingerprint(timings, f"{paths.report}/platforms/{platform}")
     dense, scores = (_optional(paths.dense / name) for name in ("dense.json", "scores.json"))
     leftover = sorted(file for file in (paths.report / "cells").glob("*.json") if file not in files.values())
     return Evidence(params, paths, cells, timings, [cell for cell in files if cell not in cells], leftover, platform,
-                    dense or {}, scores, claim_files.read(paths.claims), _optional(paths.latency))
+                    dense or {}, scores, claim_files.read(paths.claims), _optional(paths.latency),
+                    {other: found for other in _held(paths, cells) if other != platform
+                     if (found := _timings(paths, other, cells))})
 
 
 def correctness(cells: list[dict]) -> np.ndarray | None:
@@ -156,9 +161,8 @@ def _check_same_dense(cells: dict[str, dict]) -> None:
                         "others); differences between them mean nothing: 'dvc repro' renews them")
 
 
-def _platform(params: Params, paths: Paths, cells: list[str]) -> str | None:
-    folder = paths.report / "platforms"
-    held = sorted({file.parent.name for cell in cells for file in folder.glob(f"*/{cell}.json")})
+def _platform(params: Params, paths: Paths, cells: Iterable[str]) -> str | None:
+    folder, held = paths.report / "platforms", _held(paths, cells)
     wanted = params.benchmark.platform
     if wanted is not None:
         if held and wanted not in held:
@@ -169,6 +173,11 @@ def _platform(params: Params, paths: Paths, cells: list[str]) -> str | None:
         raise UserError(f"{folder}/ holds timings of {len(held)} platforms ({', '.join(held)}); set benchmark.platform "
                         "in params.yaml to the one that the report should show")
     return held[0] if held else None
+
+
+def _held(paths: Paths, cells: Iterable[str]) -> list[str]:
+    """Platforms with a timing of one of the cells."""
+    return sorted({file.parent.name for cell in cells for file in (paths.report / "platforms").glob(f"*/{cell}.json")})
 
 
 def _timings(paths: Paths, platform: str | None, cells: dict[str, dict]) -> dict[str, dict]:

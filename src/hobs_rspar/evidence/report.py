@@ -7,7 +7,19 @@ import sys
 from pathlib import Path
 
 from hobs_rspar.config import Params
-from hobs_rspar.evidence import ablation, claims, cost, latency, metrics, page, published, recovery_tables, tables
+from hobs_rspar.evidence import (
+    ablation,
+    claims,
+    cost,
+    latency,
+    metrics,
+    page,
+    published,
+    recovery_tables,
+    stability,
+    tables,
+    timings,
+)
 from hobs_rspar.evidence.cells import Evidence, read
 from hobs_rspar.evidence.figures import draw_all
 from hobs_rspar.evidence.summary import Summary, summarise
@@ -37,8 +49,10 @@ def contents(evidence: Evidence, summary: Summary) -> dict[str, bytes]:
            recovery_tables.recovery(evidence, summary), cost.equal_cost(evidence, summary),
            published.beside(evidence, summary),
            latency.foretold(evidence, summary), recovery_tables.repair(evidence, summary),
-           ablation.t8(evidence, summary), tables.t10(evidence, summary))
-    every = (*own, *claims.tables_of(evidence), tables.t16(evidence, summary))
+           timings.t5(evidence, summary), timings.t6(evidence, summary), ablation.t8(evidence, summary),
+           tables.t10(evidence, summary))
+    every = (*own, *claims.tables_of(evidence), stability.t12(evidence, summary), stability.t13(evidence, summary),
+             tables.t16(evidence, summary))
     shown = {table.name: table for table in every if table}
     figures = draw_all(evidence, summary)
     texts = {f"tables/{name}": text for table in shown.values() for name, text in files(table).items()}
