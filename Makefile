@@ -4,13 +4,15 @@ PYTHON ?= python3
 JOBS   ?=
 STUDY  ?=
 TESTS  ?=
+A      ?=
+B      ?=
 BIN    := $(VENV)/bin
 
 # Stages are run by name (`python pipeline/...`): the environment's python and dvc come first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro update test study preview status lint
+.PHONY: help setup repro update test study preview status compare lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -42,6 +44,9 @@ preview: $(READY) ## what the current params mean: groups, MACs, predicted loss,
 
 status: $(READY) ## cells done, failed, stale and missing, and how long the rest will take
 	@$(BIN)/python tasks/status.py $(if $(JOBS),--jobs $(JOBS))
+
+compare: $(READY) ## two revisions or experiments, paired by seed: make compare A=HEAD~1 B=workspace
+	@$(BIN)/python tasks/compare.py $(A) $(B)
 
 lint: $(READY) ## check the style
 	@$(BIN)/ruff check
