@@ -17,7 +17,7 @@ from synthetic_cells import FULL, GROUPS, METHODS, PLATFORM, REPAIRED, ROOT, SEE
 
 from hobs_rspar.config import DATASETS, NETWORKS, available_methods, load
 from hobs_rspar.errors import UserError
-from hobs_rspar.evidence import published, readme
+from hobs_rspar.evidence import published, readme, studies
 from hobs_rspar.evidence.figures import FIGURES
 from hobs_rspar.evidence.report import write
 from hobs_rspar.evidence.statistics import holm
@@ -155,6 +155,28 @@ def test_spread_and_cost_are_those_of_the_cells(study):
     assert float(cost["l1"]["total"]) == pytest.approx(seconds.sum(), abs=0.02)
     assert float(cost["l1"]["allocate_share"]) == pytest.approx(100 * seconds[0] / seconds.sum(), abs=0.02)
     assert cost["random"]["prune"] == cost["random"]["total"] == "" != cost["random"]["finetune"]
+
+
+def test_all_studies_stand_in_one_table(study):
+    """Numbers are those of each study's T1; a study without our method, and a folder without a report, have no row."""
+    first = Path("reports/default")
+    for name, budget in (("half", {"macs": 0.5}), ("time", {"latency_ms": 3.5})):
+        shutil.copytree(first, first.with_name(name))
+        for file in (first.with_name(name) / "cells").glob("hobs_rspar-*.json"):
+            edit(file, lambda cell, budget=budget: cell.update(budget=budget))
+    shutil.copytree(first, first.with_name("others"))
+    table = first.with_name("others") / "tables/T1.csv"
+    table.write_text("".join(line for line in table.read_text().splitlines(True) if "hobs_rspar" not in line))
+    first.with_name("empty").mkdir()
+    found = {row["study"]: row for row in studies.across(Path("reports")).rows}
+    assert list(found) == ["default", "half", "time"]
+    assert [row["budget"] for row in found.values()] == ["0.26x MACs", "0.5x MACs", "3.5 ms"]
+    t1 = {row["method"]: row for row in rows(first / "tables/T1.csv")}
+    best = max(BASELINES, key=lambda name: float(t1[name]["top1"]))
+    row = found["default"]
+    assert (row["rival"], row["network"], row["images"], row["n"]) == (best, "resnet20", FULL, len(SEEDS))
+    assert row["lead"] == pytest.approx(float(t1["hobs_rspar"]["top1"]) - float(t1[best]["top1"]))
+    assert row["p_adjusted"] == float(t1[best]["p_adjusted"]) and row["reference"] == float(t1["unpruned"]["top1"])
 
 
 def test_published_figures_stand_beside_ours_where_network_and_data_are_the_same(study, monkeypatch):
