@@ -5,6 +5,7 @@ import importlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -45,7 +46,8 @@ TRAINED["jtp"] = {"images": 64, "batch_size": 32, "rounds": 2, "episodes": 2, "u
 TRAINED["taylor"] = TRAINED["taylor"] | {"every": 1}
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
                 "udfc", "udfc_seed", "hrank"]  # and images
-SHORT = dict.fromkeys(SEARCHED, QUICK) | TRAINED | {"hrank": {"images": 16}}
+SHORT = dict.fromkeys(SEARCHED, QUICK) | TRAINED | {"hrank": {"images": 16}, "amc": {"episodes": 3, "random": 1,
+                                                                                        "images": 1000}}
 
 
 def decide(name: str, where) -> PruningPlan:
@@ -620,6 +622,42 @@ def test_decore_drops_what_is_never_missed():
     start = torch.zeros(2, requires_grad=True)
     policy_loss(start, kept, right, [2], 3.0).backward()  # rewards 1 and -6, less their mean: 3.5 and -3.5
     assert start.grad.tolist() == pytest.approx([-3.5 / 2 * (0.5 - -0.5) / 2, -3.5 / 2 * (-0.5 - -0.5) / 2])
+
+
+def amc_layers(budget: float):
+    where = context("resnet8", "amc", budget=budget)
+    return _registry.method("amc").Layers(where), where.space
+
+
+def test_amc_walls_its_actions_so_that_the_budget_stays_within_reach():
+    """The widest that the wall allows is the widest by brute force, and every episode meets the budget."""
+    amc, random = _registry.method("amc"), np.random.default_rng(0)
+    layers, space = amc_layers(0.3)
+    for _ in range(20):
+        widths = np.where(np.arange(len(space.sizes)) < 3, random.integers(space.low, space.sizes + 1), space.sizes)
+        rest = [np.concatenate([widths[:3], [width], space.low[4:]]) for width in range(1, space.sizes[3] + 1)]
+        fitting = [int(row[3]) for row in rest if space.groups.macs(row) <= space.target and row[3] >= space.low[3]]
+        assert layers.walled(3, widths, 1.0) == max(fitting, default=int(space.low[3]))
+        assert layers.walled(3, widths, 0.0) == space.low[3]
+    agent = amc.Agent(0)
+    for noise in (None, 0.5):
+        widths, states, actions = amc.walk(layers, agent, noise, random)
+        assert space.meets(widths[None])[0] and states.shape == (len(space.sizes), 11) and len(actions) == len(states)
+        assert 0 <= states.min() and states.max() <= 1 and 0 < actions.min() and actions.max() <= 1
+
+
+def test_amc_finds_the_groups_that_matter():
+    """Accuracy depends on two groups alone; the agent ends near the best that any allocation reaches there."""
+    amc = _registry.method("amc")
+    layers, space = amc_layers(0.4)
+
+    class Stub:
+        def evaluate(self, widths):
+            return SimpleNamespace(accuracy=float((widths / space.sizes)[[1, 4]].mean()))
+
+    found = amc.search(layers, Stub(), amc.Options(episodes=150, random=30), 0)
+    assert space.meets(found[None])[0]
+    assert Stub().evaluate(found).accuracy > max(0.9, Stub().evaluate(space.uniform).accuracy + 0.15)
 
 
 def test_scratch_trains_our_architecture_from_random_weights():

@@ -45,6 +45,7 @@ _PUBLIC = {
     "taylor_iterative_prune": "baselines",
     "hrank_prune": "baselines",
     "decore_prune": "baselines",
+    "amc_prune": "baselines",
     "hobs_uniform_prune": "baselines",
     "hobs_rspar_prune": "baselines",
 }

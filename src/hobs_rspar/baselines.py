@@ -50,6 +50,7 @@ taylor_prune = _function("taylor_oneshot")  # likewise; the paper's, which train
 taylor_iterative_prune = _function("taylor")
 hrank_prune = _function("hrank")
 decore_prune = _function("decore")
+amc_prune = _function("amc")
 random_prune = _function("random")
 random_repair_prune = _function("random_repair")
 l1_prune = _function("l1")
