@@ -70,7 +70,7 @@ PUBLISHED = {
     **{f"{name}_prune": {"model": REQUIRED, "dataloader": REQUIRED, "pruning_ratio": 0.5}
        for name in ("dep_graph", "taylor", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp",
                     "udfc", "udfc_seed", "depgraph", "jtp", "jtp_seed", "bilevel", "bilevel_seed", "structalign",
-                    "structalign_seed", "scratch", "taylor_iterative", "hrank", "decore", "amc", "hobs_uniform",
+                    "structalign_seed", "scratch", "taylor_iterative", "hrank", "decore", "amc", "gnn", "hobs_uniform",
                     "hobs_rspar")},
     "compress": {"model": REQUIRED, "loader": REQUIRED, "macs": 0.5},
 }

@@ -46,8 +46,9 @@ TRAINED["jtp"] = {"images": 64, "batch_size": 32, "rounds": 2, "episodes": 2, "u
 TRAINED["taylor"] = TRAINED["taylor"] | {"every": 1}
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
                 "udfc", "udfc_seed", "hrank"]  # and images
-SHORT = dict.fromkeys(SEARCHED, QUICK) | TRAINED | {"hrank": {"images": 16}, "amc": {"episodes": 3, "random": 1,
-                                                                                        "images": 1000}}
+SHORT = dict.fromkeys(SEARCHED, QUICK) | TRAINED | {
+    "hrank": {"images": 16}, "amc": {"episodes": 3, "random": 1, "images": 1000},
+    "gnn": {"updates": 2, "episodes": 2, "images": 1000}}
 
 
 def decide(name: str, where) -> PruningPlan:
@@ -651,13 +652,36 @@ def test_amc_finds_the_groups_that_matter():
     amc = _registry.method("amc")
     layers, space = amc_layers(0.4)
 
-    class Stub:
-        def evaluate(self, widths):
-            return SimpleNamespace(accuracy=float((widths / space.sizes)[[1, 4]].mean()))
-
-    found = amc.search(layers, Stub(), amc.Options(episodes=150, random=30), 0)
+    stub = TwoGroups(space)
+    found = amc.search(layers, stub, amc.Options(episodes=150, random=30), 0)
     assert space.meets(found[None])[0]
-    assert Stub().evaluate(found).accuracy > max(0.9, Stub().evaluate(space.uniform).accuracy + 0.15)
+    assert stub.evaluate(found).accuracy > max(0.9, stub.evaluate(space.uniform).accuracy + 0.15)
+
+
+class TwoGroups:
+    """Accuracy is the mean kept ratio of two groups: no other matters."""
+
+    def __init__(self, space):
+        self.space = space
+
+    def evaluate(self, widths):
+        return SimpleNamespace(accuracy=float((widths / self.space.sizes)[[1, 4]].mean()))
+
+
+def test_gnn_finds_the_groups_that_matter():
+    gnn, space = _registry.method("gnn"), context("resnet8", "gnn", budget=0.4).space
+    stub = TwoGroups(space)
+    found = gnn.search(space, stub, np.full(len(space.sizes), 0.3), gnn.Options(updates=30, episodes=16), 0)
+    assert space.meets(found[None])[0]
+    assert stub.evaluate(found).accuracy > max(0.85, stub.evaluate(space.uniform).accuracy + 0.1)
+
+
+def test_gnn_joins_groups_that_share_a_layer():
+    groups = zoo_groups("resnet8")
+    edges, names = _registry.method("gnn").adjacency(groups), [group.name for group in groups]
+    inner, stream, other = (names.index(name) for name in ("layer1.0.conv1", "conv1", "layer3.0.conv1"))
+    assert edges[inner, stream] > 0 and edges[stream, inner] > 0 and edges[inner, other] == 0
+    assert torch.allclose(edges.sum(1), torch.ones(len(groups)))
 
 
 def test_scratch_trains_our_architecture_from_random_weights():

@@ -2,12 +2,13 @@
 
 Paper: He et al., AMC: AutoML for Model Compression and Acceleration on Mobile Devices, ECCV 2018 (and the authors'
 code). Faithful: the eleven features of a layer (place, outputs, inputs, height, width, stride, kernel, MACs, MACs
-removed so far, MACs left, last action); the action wall, which bounds an action so that the layers to come can still
-meet the budget; the largest filters stay, consumers are refitted by least squares; reward -error on held-out images, the
-same for every step, less a moving average; DDPG with two hidden layers of 300, noise 0.5 that shrinks by 0.95 an episode
-after random ones, no discount. Simplified: a hundred episodes in place of 800, so that a search takes half a minute, and
-a faster learning rate of the actor for it; coupled channels are one layer; L1 norms; widths are completed to the budget
-by single channels. Published: ResNet-56 on CIFAR-10 92.8 to 91.9 % at 50 %, MobileNetV2 on ImageNet 70.85 % at 70 %.
+removed so far, MACs left, last action); the action wall, which bounds an action so that later layers can still meet
+the budget; the largest filters stay, consumers are refitted by least squares; reward -error on held-out images, the
+same for every step, less a moving average; DDPG with two hidden layers of 300, noise 0.5 that shrinks by 0.95 an
+episode after random ones, no discount. Simplified: a hundred episodes in place of 800, so that a search takes half a
+minute, and a faster learning rate of the actor for it; coupled channels are one layer; L1 norms; widths are completed
+to the budget by single channels. Published: ResNet-56 on CIFAR-10 92.8 to 91.9 % at 50 %, MobileNetV2 on ImageNet
+70.85 % at 70 %.
 """
 
 from __future__ import annotations
