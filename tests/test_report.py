@@ -413,6 +413,8 @@ def test_page_is_one_file_without_requests(report):
                                                       "T16", "missing")]
     assert places == sorted(places)
     assert "Not drawn" not in page and "/tmp" not in page
+    anchors = {source[1:] for source in sources if source.startswith("#")}
+    assert {"T1", "T6", "recovery"} <= anchors and all(f'id="{anchor}"' in page for anchor in anchors)
 
 
 def test_figures_have_svg_png_and_data(report):

@@ -39,6 +39,8 @@ The published numbers are quoted only to be tested; the tables that print them c
 """
 
 
+BEHIND = {"C1": "C1", "C2": "C2", "C3": "T11", "C4": "T6", "C5": "T5", "C6": "T1", "C7": "recovery",
+          "C8": "T10_allocators"}  # the table where a claim's numbers are
 PLACED = ("claims", "T1", "T16")  # tables with a place of their own; the others follow the figures, in their order
 
 
@@ -60,7 +62,7 @@ def render(evidence: Evidence, summary: Summary, parts: Parts) -> str:
     return template.render(
         evidence=evidence, summary=summary, parts=parts, subject=subject(evidence), budget=budget(evidence),
         planned=len(evidence.params.cells), findings=findings(evidence, summary),
-        conditions=conditions(evidence).removeprefix("Conditions: "), claims=[_claim(c) for c in parts.claims],
+        conditions=conditions(evidence).removeprefix("Conditions: "), claims=[_claim(c, parts.tables) for c in parts.claims],
         t1_headings=T1_HEADINGS, t1_rows=[_t1(method, summary) for method in summary.methods.values()],
         colours={name: look["color"] for name, look in looks.items()}, ours=OURS, images=_images(parts.figures),
         setup=setup(evidence), recipe=recipe(evidence), limits=limitations(evidence, summary),
@@ -144,11 +146,12 @@ def _images(figures: list[ReportFigure]) -> dict[str, str]:
             for figure in figures if figure.files}
 
 
-def _claim(claim: Claim) -> dict:
+def _claim(claim: Claim, tables: dict[str, Table]) -> dict:
     unmeasured = claim.verdict.startswith(NOT_MEASURED)
     return {"claim": claim.claim, "statement": claim.statement, "goal": claim.wanted,
             "kind": {HOLDS: "holds", FAILS: "fails"}.get(claim.verdict, "unmeasured"),
             "verdict": NOT_MEASURED.rstrip(": ") if unmeasured else claim.verdict,
+            "behind": BEHIND[claim.claim] if BEHIND[claim.claim] in tables and not unmeasured else "",
             "measured": with_interval(claim.interval, 2), "unit": "" if unmeasured else claim.unit,
             "how": claim.verdict.removeprefix(NOT_MEASURED) if unmeasured else claim.conditions}
 
