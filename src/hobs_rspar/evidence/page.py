@@ -62,7 +62,8 @@ def render(evidence: Evidence, summary: Summary, parts: Parts) -> str:
     return template.render(
         evidence=evidence, summary=summary, parts=parts, subject=subject(evidence), budget=budget(evidence),
         planned=len(evidence.params.cells), findings=findings(evidence, summary),
-        conditions=conditions(evidence).removeprefix("Conditions: "), claims=[_claim(c, parts.tables) for c in parts.claims],
+        conditions=conditions(evidence).removeprefix("Conditions: "),
+        claims=[_claim(claim, parts.tables) for claim in parts.claims],
         t1_headings=T1_HEADINGS, t1_rows=[_t1(method, summary) for method in summary.methods.values()],
         colours={name: look["color"] for name, look in looks.items()}, ours=OURS, images=_images(parts.figures),
         setup=setup(evidence), recipe=recipe(evidence), limits=limitations(evidence, summary),
