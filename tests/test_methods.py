@@ -39,10 +39,9 @@ QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2,
 SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rspar_first_order",
             "hobs_rspar_no_repair", "hobs_rspar_no_penalty"]
 TRAINED = dict.fromkeys(("depgraph", "structalign", "structalign_seed", "bilevel", "bilevel_seed", "jtp_seed",
-                         "scratch", "taylor", "decore"), {"images": 64, "batch_size": 32})  # they train, kept short
+                         "scratch", "taylor", "decore"), {"images": 32, "batch_size": 16})  # they train, kept short
 TRAINED["scratch"] = TRAINED["depgraph"] | {"search": QUICK}
-TRAINED["jtp"] = {"images": 64, "batch_size": 32, "rounds": 2, "episodes": 2, "updates": 2, "held_out": 32,
-                  "hidden": 16}
+TRAINED["jtp"] = TRAINED["depgraph"] | {"rounds": 2, "episodes": 2, "updates": 2, "held_out": 32, "hidden": 16}
 TRAINED["taylor"] = TRAINED["taylor"] | {"every": 1}
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
                 "udfc", "udfc_seed", "hrank"]  # and images
