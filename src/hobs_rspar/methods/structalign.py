@@ -35,9 +35,10 @@ EMBEDDING, HIDDEN = 64, 128  # of the gate network
 class Options(GatedOptions):
     """Options of the training; params.yaml says what each is for."""
 
-    gate_rate: Above = 0.01
+    learning_rate: Above = 0.018
+    gate_rate: Above = 0.0085
     strength: NonNegative = 4.0
-    lasso: NonNegative = 0.05
+    lasso: NonNegative = 0.2
     begin: Share = 0.2
 
 
