@@ -17,7 +17,7 @@ from synthetic_cells import FULL, GROUPS, METHODS, PLATFORM, REPAIRED, ROOT, SEE
 
 from hobs_rspar.config import DATASETS, NETWORKS, available_methods, load
 from hobs_rspar.errors import UserError
-from hobs_rspar.evidence import published, readme, studies
+from hobs_rspar.evidence import leads, published, readme, studies
 from hobs_rspar.evidence.figures import FIGURES
 from hobs_rspar.evidence.report import write
 from hobs_rspar.evidence.statistics import holm
@@ -155,6 +155,27 @@ def test_spread_and_cost_are_those_of_the_cells(study):
     assert float(cost["l1"]["total"]) == pytest.approx(seconds.sum(), abs=0.02)
     assert float(cost["l1"]["allocate_share"]) == pytest.approx(100 * seconds[0] / seconds.sum(), abs=0.02)
     assert cost["random"]["prune"] == cost["random"]["total"] == "" != cost["random"]["finetune"]
+
+
+def test_leads_are_paired_and_say_how_many_seeds_would_do(report):
+    found = {row["rival"]: row for row in rows(report[0] / "tables/leads.csv")}
+    assert set(found) == set(METHODS) - {"unpruned", "hobs_rspar"}
+    assert [float(row["lead"]) for row in found.values()] == sorted(float(row["lead"]) for row in found.values())
+    ours, l1 = ([cell["accuracy"]["test"] for cell in cells_of(report[0], name)] for name in ("hobs_rspar", "l1"))
+    test, gains = stats.ttest_rel(ours, l1), np.subtract(ours, l1)
+    row = found["l1"]
+    assert [float(row[key]) for key in ("lead", "lo", "hi")] == pytest.approx(
+        [gains.mean(), *test.confidence_interval(0.95)], abs=1e-3)
+    assert float(row["p_value"]) == pytest.approx(test.pvalue, rel=1e-2)
+    assert float(row["effect_size"]) == pytest.approx(gains.mean() / gains.std(ddof=1), rel=1e-3)
+
+
+def test_seeds_for_an_effect_are_those_of_the_textbook():
+    """Cohen's tables for a paired t-test at 0.05 and 80 %: 34 pairs for d = 0.5, 15 for 0.8; and by simulation."""
+    assert leads.seeds_for(0.5, 0.05) == 34 and leads.seeds_for(-0.8, 0.05) == 15
+    assert leads.seeds_for(0.0, 0.05) is None and leads.seeds_for(20.0, 0.05) == 3
+    drawn = np.random.default_rng(0).normal(1.5, 1, (4000, leads.seeds_for(1.5, 0.01)))
+    assert (stats.ttest_1samp(drawn, 0, axis=1).pvalue < 0.01).mean() == pytest.approx(0.83, abs=0.04)
 
 
 def test_all_studies_stand_in_one_table(study):

@@ -12,6 +12,7 @@ from hobs_rspar.evidence import (
     claims,
     cost,
     latency,
+    leads,
     metrics,
     page,
     published,
@@ -45,7 +46,7 @@ def write(params: Params) -> str:
 def contents(evidence: Evidence, summary: Summary) -> dict[str, bytes]:
     """Every file of the report: path below the report's folder to content."""
     found = claims.claims(evidence, summary)
-    own = (claims.table(evidence, summary, found), tables.t1(evidence, summary),
+    own = (claims.table(evidence, summary, found), tables.t1(evidence, summary), leads.paired(evidence, summary),
            recovery_tables.recovery(evidence, summary), cost.equal_cost(evidence, summary),
            published.beside(evidence, summary),
            latency.foretold(evidence, summary), recovery_tables.repair(evidence, summary),
