@@ -14,8 +14,9 @@ Generated from the docstrings of `src/hobs_rspar/methods/` by `python tasks/meth
 dense checkpoint, the same kept MACs (within 1 %), the same recovery and the same evaluation. No method has been tuned
 on test data or on the study's seeds; their options are the published defaults unless params.yaml says otherwise.
 Methods with constants to tune get the same number of trials (`python benchmarks/tuning.py METHOD`, on validation images
-and seeds of development); where they were run, they are listed. `hobs_rspar` was developed on such images and seeds
-beyond its trials, as a new method is.
+and seeds of development); where they were run, they are listed. Rivals have the values of their best trial.
+`hobs_rspar` was developed on such images and seeds beyond its trials, as a new method is, and keeps the values of its
+first one, with which its studies were run.
 """
 
 
@@ -31,9 +32,9 @@ def page() -> str:
 def trials(record: dict) -> str:
     """The trials of a method as a table, the best first."""
     names, seeds = list(record["trials"][0]["constants"]), record["seeds"]
-    budget = ", ".join(f"{value:g} {key}" for key, value in record["budget"].items())
-    lines = [f"Tuning trials, validation top-1 (%) after recovery: {record['network']} on {record['dataset']}, budget "
-             f"{budget}; the first trial has the values that params.yaml had.\n",
+    budget = ", ".join(f"{key} {value:g}" for key, value in record["budget"].items())
+    lines = [f"Tuning trials, validation top-1 (%) after recovery: {record['network']} on {record['dataset']}, "
+             f"study.budget: {budget}. The first trial has the values that params.yaml had.\n",
              f"| Trial | {' | '.join(f'`{name}`' for name in names)} | {' | '.join(f'seed {seed}' for seed in seeds)} "
              "| mean |", f"|{' ---: |' * (len(names) + len(seeds) + 2)}"]
     rows = [(sum(trial["top1_validation"]) / len(seeds), number, trial)
