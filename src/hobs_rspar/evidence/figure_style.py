@@ -26,10 +26,12 @@ STYLE = {
 # One colour per method throughout, from the palettes of Okabe and Ito and of Tol, both safe for colour-blind readers.
 COLOURS = {"unpruned": "#000000", "random": "#8c8c8c", "random_repair": "#999933", "l1": "#56b4e9",
            "l1_repair": "#332288", "l2_global": "#0072b2", "taylor_oneshot": "#009e73", "depgraph_seed": "#cc79a7",
-           "hobs_uniform": "#e69f00", "hobs_rspar_ppo": "#882255", "hobs_rspar": "#d55e00"}
+           "hobs_uniform": "#e69f00", "hobs_rspar_ppo": "#882255", "hobs_rspar": "#d55e00", "depgraph": "#aa4499",
+           "jtp": "#117733", "bilevel": "#cc6677", "structalign": "#44aa99", "udfc": "#ddcc77"}
 MORE_COLOURS = ("#88ccee", "#44aa99", "#117733", "#ddcc77", "#cc6677", "#aa4499")
 SHAPES = {"unpruned": "o", "random": "s", "random_repair": "p", "l1": "v", "l1_repair": "<", "l2_global": "^",
-          "taylor_oneshot": "D", "depgraph_seed": "P", "hobs_uniform": "X", "hobs_rspar_ppo": ">", "hobs_rspar": "*"}
+          "taylor_oneshot": "D", "depgraph_seed": "P", "hobs_uniform": "X", "hobs_rspar_ppo": ">", "hobs_rspar": "*",
+          "depgraph": "h", "jtp": "d", "bilevel": "H", "structalign": "8", "udfc": "h"}
 MORE_SHAPES = "hdH8"
 LARGER = {"*": 7.0, "P": 5.0, "X": 5.0}  # points; these shapes fill less of their box
 
