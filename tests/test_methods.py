@@ -50,6 +50,12 @@ SHORT = dict.fromkeys(SEARCHED, QUICK) | TRAINED | {
     "gnn": {"updates": 2, "episodes": 2, "images": 1000}}
 
 
+@pytest.fixture(autouse=True)
+def few_steps(monkeypatch):
+    """Every step ranks the whole network anew."""
+    monkeypatch.setattr(_registry.method("depgraph"), "STEPS", 4)
+
+
 def decide(name: str, where) -> PruningPlan:
     return _registry.method(name).plan(where, _registry.options(name, SHORT.get(name, {})))
 
