@@ -20,6 +20,7 @@ from hobs_rspar.errors import UserError
 from hobs_rspar.evidence import leads, published, readme, stability, studies, tables, timings
 from hobs_rspar.evidence.cells import read
 from hobs_rspar.evidence.figures import FIGURES
+from hobs_rspar.evidence.page import limitations
 from hobs_rspar.evidence.report import write
 from hobs_rspar.evidence.statistics import holm
 from hobs_rspar.evidence.summary import summarise
@@ -441,6 +442,16 @@ def test_page_is_one_file_without_requests(report):
     assert "Not drawn" not in page and "/tmp" not in page
     anchors = {source[1:] for source in sources if source.startswith("#")}
     assert {"T1", "T6", "recovery"} <= anchors and all(f'id="{anchor}"' in page for anchor in anchors)
+
+
+def test_a_dense_network_from_elsewhere_is_a_limitation(study):
+    evidence = read(load())
+    told = "has probably seen our validation images"
+    assert not any(told in line for line in limitations(evidence, summarise(evidence)))
+    params = yaml.safe_load(Path("params.yaml").read_text())
+    params["pretrain"]["source"] = "torchvision"
+    Path("params.yaml").write_text(yaml.safe_dump(params))
+    assert told in limitations(read(load()), summarise(evidence))[0]
 
 
 def test_figures_have_svg_png_and_data(report):
