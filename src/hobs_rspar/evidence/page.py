@@ -40,8 +40,8 @@ The published numbers are quoted only to be tested; the tables that print them c
 
 BEHIND = {"C1": "C1", "C2": "C2", "C3": "T11", "C4": "T6", "C5": "T5", "C6": "T1", "C7": "recovery",
           "C8": "T10_allocators"}  # the table where a claim's numbers are
-FOREIGN = ("The dense network was not trained here and has probably seen our validation images: validation accuracies are "
-           "no held-out figures, and a search that looks at them sees what the network knows by heart.")
+FOREIGN = ("The dense network was not trained here and has probably seen our validation images: validation accuracies "
+           "are no held-out figures, and a search that looks at them sees what the network knows by heart.")
 PLACED = ("claims", "T1", "T16")  # tables with a place of their own; the others follow the figures, in their order
 
 
