@@ -162,10 +162,17 @@ def test_compress_is_repeatable(stream):
     assert all(torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values()))
 
 
+# Methods whose defaults are meant for a study; trained ones see two epochs of the loader or less.
+SHORT = {"scratch": {"images": 500, "search": QUICK}, "amc": {"episodes": 4, "random": 2},
+         "gnn": {"updates": 2, "episodes": 3}} | dict.fromkeys(
+    ("depgraph", "jtp", "jtp_seed", "bilevel", "bilevel_seed", "structalign", "structalign_seed", "taylor", "decore"),
+    {"images": 1000})
+
+
 @pytest.mark.parametrize("method", available_methods())
 def test_compress_by_every_method(stream, method):
     network, loader = stream
-    options = QUICK if method.startswith("hobs_rspar") else {}
+    options = QUICK if method.startswith("hobs_rspar") else SHORT.get(method, {})
     budget = 1.0 if method == "unpruned" else 0.4
     smaller, plan, report = hobs_rspar.compress(network, loader, macs=budget, method=method, **options)
     assert plan.method == method and abs(report["macs_ratio"] - budget) <= 0.01 * budget
