@@ -12,9 +12,10 @@ from pathlib import Path
 
 import yaml
 from _task import run
+from study import differences
 
 from hobs_rspar.errors import UserError
-from hobs_rspar.evidence.comparison import Side, changes, compared
+from hobs_rspar.evidence.comparison import Side, compared
 from hobs_rspar.evidence.table_formats import Table, files, markdown_rows
 
 WORKSPACE, FOLDER = "workspace", Path("comparisons")
@@ -27,7 +28,7 @@ def main() -> None:
                         "experiments ('dvc exp show' lists them), or workspace")
     first, second = (side(name) for name in sys.argv[1:])
     table = compared(first, second)
-    show(changes(first.params, second.params), table)
+    show(differences(first.params, second.params), table)
     folder = FOLDER / "_".join(name.replace("/", "-") for name in sys.argv[1:])
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in files(table).items():

@@ -133,15 +133,16 @@ def keep_edits(before: str | None) -> None:
     if edited:
         kept = FOLDER / f"params-{before}.yaml"
         kept.write_text(PARAMS.read_text())
-        print(f"params.yaml had your edits ({', '.join(edited[:5])}); they are kept in {kept}")
+        print(f"params.yaml had your edits ({', '.join(list(edited)[:5])}); they are kept in {kept}")
 
 
-def differences(a: Any, b: Any, key: str = "") -> list[str]:
-    """Dotted names of the keys whose values differ."""
+def differences(a: Any, b: Any, key: str = "") -> dict[str, tuple[Any, Any]]:
+    """Dotted names of the keys whose values differ, with both values; None where a side has no such key."""
     if not (isinstance(a, dict) and isinstance(b, dict)):
-        return [] if a == b else [key]
+        return {} if a == b else {key: (a, b)}
     names = dict.fromkeys([*a, *b])
-    return [found for name in names for found in differences(a.get(name), b.get(name), f"{key}.{name}".lstrip("."))]
+    return {found: values for name in names
+            for found, values in differences(a.get(name), b.get(name), f"{key}.{name}".lstrip(".")).items()}
 
 
 def swap_lock(before: str | None, name: str) -> None:

@@ -606,7 +606,7 @@ def test_taylor_squares_the_gradient_of_a_minibatch_and_removes_while_it_trains(
     spent = []
     for share in (0.3, 0.6, 1.0):
         before = mask.clone()
-        taylor.close(mask, scores, where, share)
+        taylor.close(mask, taylor.ranked(gates, mask, scores), gates, where.space, share)
         assert (mask <= before).all()  # what is gone stays gone
         widths = np.array([int(part.sum()) for part in gates.split(mask)])
         spent.append(float(where.space.spent(widths)))

@@ -99,7 +99,7 @@ def test_overlay_is_valid(name, monkeypatch, tmp_path):
     study_task.validate(name, text)
     params, default = yaml.safe_load(text), yaml.safe_load((ROOT / "configs/default.yaml").read_text())
     assert params["study"]["name"] == name
-    assert name == "default" or study_task.differences(params, default) != ["study.name"], "it changes nothing"
+    assert name == "default" or list(study_task.differences(params, default)) != ["study.name"], "it changes nothing"
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

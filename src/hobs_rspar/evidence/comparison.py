@@ -1,4 +1,4 @@
-"""Two revisions of a study against each other: what differs in the params, and every method paired by seed."""
+"""Two revisions of a study against each other: every method paired by seed."""
 
 from __future__ import annotations
 
@@ -50,18 +50,6 @@ class Side:
 
     def macs(self, method: str) -> float:
         return plain.fmean(cell["plan"]["macs_ratio"] for cell in self.cells.values() if cell["method"] == method)
-
-
-def changes(first: dict, second: dict, path: str = "") -> dict[str, tuple[Any, Any]]:
-    """Dotted keys whose values differ, with both values; None where a side has no such key."""
-    found: dict[str, tuple[Any, Any]] = {}
-    for key in dict.fromkeys([*first, *second]):
-        one, two, name = first.get(key), second.get(key), f"{path}{key}"
-        if isinstance(one, dict) and isinstance(two, dict):
-            found |= changes(one, two, f"{name}.")
-        elif one != two:
-            found[name] = (one, two)
-    return found
 
 
 def compared(first: Side, second: Side) -> Table:

@@ -35,7 +35,7 @@ T13_COLUMNS = (
 
 def t12(evidence: Evidence, summary: Summary) -> Table:
     """A row per method: spread of accuracy and of the allocation over seeds, and what went wrong."""
-    rows = [_spread(evidence, name) for name in evidence.params.study.methods if name in summary.methods]
+    rows = [_spread(evidence, name) for name in summary.methods]
     note = ("Over seeds, which vary allocation and recovery and share one dense network. Spread of kept ratios: "
             "standard deviation of a group's kept channels in percent of its size, mean over groups; 0 where every "
             "seed keeps the same widths. Rises: epochs of recovery, all seeds together, after which the validation "

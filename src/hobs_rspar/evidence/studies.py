@@ -9,6 +9,7 @@ from pathlib import Path
 from hobs_rspar.evidence.pairing import OURS, REFERENCE
 from hobs_rspar.evidence.summary import FAMILY, THROUGHPUT_BATCH
 from hobs_rspar.evidence.table_formats import Column, Table
+from hobs_rspar.evidence.tables import in_words
 
 COLUMNS = (
     Column("study", "Study"),
@@ -45,10 +46,8 @@ def _row(folder: Path) -> dict | None:
     if OURS not in methods or not cells:
         return None
     ours, cell = methods[OURS], json.loads(cells[0].read_text())
-    (unit, given), = ((unit, value) for unit, value in cell["budget"].items() if value is not None)
     row = {"study": folder.name, "network": cell["network"], "dataset": cell["dataset"],
-           "budget": {"macs": f"{given:g}x MACs", "latency_ratio": f"{given:g}x latency"}.get(unit, f"{given:g} ms"),
-           "images": cell["recovery_curve"][-1]["images"], "n": int(ours["n"])}
+           "budget": in_words(cell["budget"]), "images": cell["recovery_curve"][-1]["images"], "n": int(ours["n"])}
     row |= {key: _number(ours[key]) for key in ("top1", "top1_lo", "top1_hi", "speedup")}
     if REFERENCE in methods:
         row["reference"] = _number(methods[REFERENCE]["top1"])

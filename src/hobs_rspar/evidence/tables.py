@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics as plain
+from collections.abc import Mapping
 
 from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.statistics import seeds_needed, smallest_wilcoxon_p
@@ -17,6 +18,7 @@ from hobs_rspar.evidence.summary import (
 )
 from hobs_rspar.evidence.table_formats import Column, Table
 
+UNITS = {"macs": "x MACs", "latency_ratio": "x latency", "latency_ms": " ms"}  # of study.budget
 T1_COLUMNS = (
     Column("method", "Method"),
     Column("n", "n"),
@@ -122,11 +124,14 @@ def subject(evidence: Evidence) -> str:
 
 
 def budget(evidence: Evidence) -> str:
-    """The budget in words, such as ``0.26x MACs``."""
-    given = evidence.params.study.budget
-    if given.macs is not None:
-        return f"{given.macs:g}x MACs"
-    return f"{given.latency_ms:g} ms" if given.latency_ms is not None else f"{given.latency_ratio:g}x latency"
+    """The study's budget in words, such as ``0.26x MACs``."""
+    return in_words(evidence.params.study.budget.model_dump())
+
+
+def in_words(limit: Mapping[str, float | None]) -> str:
+    """A budget in words, given as ``study.budget``: one of its values is not None."""
+    (unit, value), = ((unit, value) for unit, value in limit.items() if value is not None)
+    return f"{value:g}{UNITS[unit]}"
 
 
 def conditions(evidence: Evidence) -> str:

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar.allocation.environment import PruningEnvironment
+from hobs_rspar.allocation.sac import perceptron
 from hobs_rspar.config import Positive, Section
 from hobs_rspar.coupling import Group
 from hobs_rspar.criteria import filter_norms
@@ -147,7 +148,7 @@ class Agent:
         self.generator = torch.Generator().manual_seed(seed)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            self.actor, self.critic = perceptron(11), perceptron(12)
+            self.actor, self.critic = perceptron(11, 1, HIDDEN), perceptron(12, 1, HIDDEN)
         self.targets = copy.deepcopy(nn.ModuleList([self.actor, self.critic]))
         self.actor_optimizer = torch.optim.Adam(self.actor.parameters(), lr=ACTOR_RATE)
         self.critic_optimizer = torch.optim.Adam(self.critic.parameters(), lr=CRITIC_RATE)
@@ -181,11 +182,6 @@ class Agent:
         with torch.no_grad():
             for target, own in zip(self.targets.parameters(), [*self.actor.parameters(), *self.critic.parameters()]):
                 target.lerp_(own, FOLLOW)
-
-
-def perceptron(inputs: int) -> nn.Sequential:
-    return nn.Sequential(nn.Linear(inputs, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, HIDDEN), nn.ReLU(),
-                         nn.Linear(HIDDEN, 1))
 
 
 def valued(critic: nn.Module, states: Tensor, actions: Tensor) -> Tensor:

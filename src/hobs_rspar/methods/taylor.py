@@ -17,6 +17,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
+from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.threshold import threshold_widths
 from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.config import Positive, Share
@@ -47,7 +48,7 @@ def plan(context: Context, options: Options) -> PruningPlan:
         descent.step(learning_rate(options, step, options.steps))
         done = (step + 1) // options.every
         if (step + 1) % options.every == 0 and done < removals:
-            close(mask, scores, context, done / removals)
+            close(mask, ranked(gates, mask, scores), gates, context.space, done / removals)
     network.eval()
     ranking = ranked(gates, mask, scores)
     return context.keep_best(ranking, threshold_widths(context.space, ranking),
@@ -64,11 +65,9 @@ def minibatch(network: nn.Module, gates: Gates, mask: Tensor, batch: tuple[Tenso
     return value.grad.square()
 
 
-def close(mask: Tensor, scores: Tensor, context: Context, share: float) -> None:
-    """Closes the gates with the lowest scores in place, until so much of the way to the budget is gone."""
-    space, gates = context.space, Gates(context.groups)
+def close(mask: Tensor, ranking: list[Tensor], gates: Gates, space: Space, share: float) -> None:
+    """Closes the gates that rank lowest in place, until so much of the way to the budget is gone."""
     on_the_way = replace(space, budget=1 - (1 - space.budget) * share, tolerance=1.0)  # no exact budget is needed yet
-    ranking = ranked(gates, mask, scores)
     widths = threshold_widths(on_the_way, ranking)
     for part, score, width in zip(gates.split(mask), ranking, widths):
         part[torch.argsort(score, stable=True)[:len(part) - int(width)]] = 0
