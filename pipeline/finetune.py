@@ -16,13 +16,13 @@ import torch
 from torch import nn
 
 from _stage import cell_arguments, record_seconds, run
-from hobs_rspar import batchnorm, checkpoint, config, data, networks, resume, training
-from hobs_rspar.device import keep_freed_memory, resolve_device
+from hobs_rspar import batchnorm, checkpoint, config, data, networks, resume, teaching, training
+from hobs_rspar.device import keep_freed_memory, resolve_device, resolve_precision
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
 
-SOURCES = [Path(module.__file__) for module in (training, batchnorm, data, networks)] + [Path(__file__)]
+SOURCES = [Path(module.__file__) for module in (training, teaching, batchnorm, data, networks)] + [Path(__file__)]
 
 
 @dataclass
@@ -58,14 +58,26 @@ class Cell:
         """Folder of what a killed run goes on from."""
         return self.paths.resume(self.name)
 
+    @property
+    def precision(self) -> str:
+        """bf16 or fp32."""
+        return resolve_precision(self.recipe.precision, self.device)
+
     def pruned(self) -> nn.Module:
         return checkpoint.load(self.paths.cell(self.name) / "pruned.safetensors").to(self.device)
 
     def key(self, recipe: config.Finetune) -> str:
         """Changes with everything that a recovery by ``recipe`` depends on."""
-        inputs = [*SOURCES, self.paths.cell(self.name) / "pruned.safetensors", self.paths.data / "manifest.json",
-                  self.paths.dense / "dense.safetensors"]
-        return resume.key_of(inputs, recipe, self.seed)
+        return resume.key_of([self.paths.cell(self.name) / "pruned.safetensors", *self._shared], recipe, self.seed)
+
+    def lessons(self, recipe: config.Finetune) -> Path:
+        """Folder of the teacher's answers; all methods of this seed share it."""
+        return self.paths.lessons(resume.key_of(self._shared, recipe, self.seed, self.device.type, self.precision))
+
+    @property
+    def _shared(self) -> list[Path]:
+        """Files that the recoveries of all methods depend on."""
+        return [*SOURCES, self.paths.data / "manifest.json", self.paths.dense / "dense.safetensors"]
 
 
 def main() -> None:
@@ -84,7 +96,7 @@ def main() -> None:
     resume.Resume(cell.kept, "").clear()
     seconds = record_seconds(cell.paths.cost(cell.name, "finetune"), started)
     print(f"finetune {cell.name}: top-1 {result['top1_test']:.2f} % (test), {result['top1_validation']:.2f} % "
-          f"(validation) after {state.epoch} epochs, {seconds:.0f} s")
+          f"(validation) after {state.epoch} epochs in {cell.precision}, {seconds:.0f} s")
 
 
 def prepared(name: str, seed: int, paths: Paths, device: torch.device, recipe: config.Finetune) -> Cell:
@@ -130,7 +142,7 @@ def recover(cell: Cell, recipe: config.Finetune) -> tuple[nn.Module, training.St
     """Trains the pruned network by ``recipe``; goes on from the last epoch after a kill."""
     network, saved = cell.pruned(), resume.Resume(cell.kept, cell.key(recipe))
     task = training.Task(network, cell.train, cell.validation, recipe, cell.seed, "finetune", cell.teacher,
-                         cell.progress)
+                         cell.lessons(recipe), cell.progress)
     return network, training.fit(task, saved.load(network), lambda now: saved.save(network, now))
 
 
@@ -154,7 +166,7 @@ def write(cell: Cell, network: nn.Module, state: training.State, curve: list[dic
     folder, last, tested = cell.paths.cell(cell.name), state.history[-1], test(network, cell)
     checkpoint.save(folder / "recovered.safetensors", network, cell.spec)
     end = point(cell.images, last["images"], last["validation_top1"], tested)
-    result = {"history": state.history, "top1_validation": last["validation_top1"], **tested,
+    result = {"precision": cell.precision, "history": state.history, "top1_validation": last["validation_top1"], **tested,
               "training_images": last["images"], "recovery_curve": [*curve, end]}
     (folder / "recovery.json").write_text(json.dumps(result, indent=1) + "\n")
     return result

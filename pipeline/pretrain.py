@@ -5,7 +5,7 @@ from pathlib import Path
 
 from _stage import run
 from hobs_rspar import batchnorm, checkpoint, config, cost, data, networks, resume, training
-from hobs_rspar.device import keep_freed_memory, resolve_device
+from hobs_rspar.device import keep_freed_memory, resolve_device, resolve_precision
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
@@ -71,6 +71,7 @@ def write(folder: Path, network, spec, splits: dict, state, params) -> None:
     out = {name: training.logits(network, splits[name], precision) for name in ("validation", "test")}
     counted = cost.count(network, spec.example().to(splits["test"].pixels.device))
     metrics = {
+        "precision": resolve_precision(precision, splits["test"].pixels.device),
         "network": spec.name, "dataset": params.study.dataset, "classes": spec.classes, "macs": counted.macs,
         "params": counted.params, "epochs": state.epoch,
         "images": state.history[-1]["images"] if state.history else 0,

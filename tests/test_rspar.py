@@ -14,7 +14,7 @@ from hobs_rspar.allocation.environment import Evaluation
 from hobs_rspar.allocation.fitted import FittedReward
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.measured_search import FINALISTS, Model, search
-from hobs_rspar.allocation.rspar import REWARD_SCALE, Player
+from hobs_rspar.allocation.rspar import REWARD_SCALE, DQNPlayer, PPOPlayer
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.walk import features
 from hobs_rspar.criteria import filter_norms
@@ -168,8 +168,8 @@ def test_accuracy_that_rises_with_the_loss_foretells_nothing():
 
 # --- episodes
 
-def player(seed: int = 0, **changes) -> Player:
-    return Player(SPACE, features(SPACE, np.ones(4)), QUICK.model_copy(update=changes), seed)
+def player(seed: int = 0, **changes) -> PPOPlayer:
+    return PPOPlayer(SPACE, features(SPACE, np.ones(4)), QUICK.model_copy(update=changes), seed)
 
 
 class Known:
@@ -312,7 +312,7 @@ def test_the_search_depends_on_its_seed_alone(allocator):
     (_, first), (_, same), (_, other) = (run(seed, allocator=allocator) for seed in (3, 3, 4))
     assert first.episodes == same.episodes and first.measured == same.measured
     assert (first.widths == same.widths).all() and first.measured != other.measured
-    assert (first.episodes != other.episodes) == bool(first.episodes) == (allocator == "ppo")
+    assert (first.episodes != other.episodes) == bool(first.episodes) == (allocator != "local_search")
 
 
 @pytest.mark.filterwarnings("error")
@@ -320,7 +320,8 @@ def test_the_search_depends_on_its_seed_alone(allocator):
 def test_nothing_to_remove(allocator):
     """One allocation only: nothing can be learnt, and no number is made of it."""
     space = Space(SPACE.groups, 1.0, 0.1)
-    proposers = {"local_search": Climber(space, 0), "ppo": Player(space, features(space, np.ones(4)), QUICK, 0)}
+    proposers = {"local_search": Climber(space, 0), "dqn": DQNPlayer(space, features(space, np.ones(4)), QUICK, 0),
+                 "ppo": PPOPlayer(space, features(space, np.ones(4)), QUICK, 0)}
     found = search(Environment(), CURVES, space, proposers[allocator], QUICK, 0, MORE)
     assert found.widths.tolist() == [16] * 4 and len(found.measured) == 1
     assert all(np.isfinite(record["reward"]) for record in found.episodes)

@@ -34,10 +34,10 @@ def save(path: Path | str, network: nn.Module, spec: NetworkSpec) -> None:
 
 
 def save_tensors(path: Path | str, tensors: dict[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Writes named tensors as safetensors, atomically: a reader never sees half a file."""
+    """Writes named tensors as safetensors, atomically: a reader never sees half a file, whoever else writes it."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
+    partial = path.with_name(f"{path.name}.{os.getpid()}.partial")
     save_file(tensors, partial, metadata)
     partial.chmod(0o644)  # the library writes files that only their owner may read
     os.replace(partial, path)

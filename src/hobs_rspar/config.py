@@ -25,6 +25,7 @@ Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[int, Field(gt=0)]
 Count = Annotated[int, Field(ge=0)]
+Precision = Literal["auto", "bf16", "fp32"]
 
 
 class Section(BaseModel):
@@ -81,7 +82,7 @@ class Training(Section):
     warmup: Share
     crops: list[Positive]
     flip: bool
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     threads: Positive
 
     @model_validator(mode="after")
@@ -137,7 +138,7 @@ class Allocation(Section):
 
 class Prune(Section):
     images: Positive
-    precision: Literal["bf16", "fp32"]
+    precision: Precision
     positions: Positive
     ridge: Annotated[float, Field(gt=0)]
     threads: Positive

@@ -1,8 +1,9 @@
-"""Which device to compute on, and what the CPU does with memory."""
+"""Which device to compute on, in which precision, and what the CPU does with memory."""
 
 from __future__ import annotations
 
 import ctypes
+import platform
 
 import torch
 
@@ -44,3 +45,27 @@ def resolve_device(name: str) -> torch.device:
     if name == "cpu" or not available:
         return torch.device("cpu")
     return torch.device("cuda", torch.cuda.current_device())
+
+
+def resolve_precision(name: str, device: torch.device) -> str:
+    """The precision that a ``precision`` of params means on a device: ``bf16`` (autocast) or ``fp32``.
+
+    ``auto`` is bf16 where the device computes it in hardware, and fp32 elsewhere: emulated bf16 trains ten times slower.
+    """
+    if name == "auto":
+        return "bf16" if has_bf16(device) else "fp32"
+    return name
+
+
+def has_bf16(device: torch.device) -> bool:
+    """Whether the device multiplies bf16 in hardware. On x86, AVX-512 alone is not enough: PyTorch then emulates."""
+    if device.type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    if platform.machine().lower() in ("x86_64", "amd64"):
+        return torch.cpu._is_avx512_bf16_supported()
+    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:
+    """A context in which layers compute in ``precision`` (see :func:`resolve_precision`); weights stay float32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=resolve_precision(precision, device) == "bf16")

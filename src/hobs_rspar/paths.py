@@ -48,6 +48,10 @@ class Paths:
         """Folder of the resume checkpoint and the lock of one training run."""
         return Path("artifacts") / self.study / "resume" / name
 
+    def lessons(self, key: str) -> Path:
+        """Folder of the teacher's answers in one recovery recipe with one seed, for the cells of all methods."""
+        return Path("artifacts") / self.study / "lessons" / key
+
     @property
     def report(self) -> Path:
         return Path("reports") / self.study

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -14,9 +15,11 @@ from torch.optim.sgd import sgd
 
 from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.data import Images, random_crops
+from hobs_rspar.device import autocast
 from hobs_rspar.errors import UserError
 from hobs_rspar.folding import folded
 from hobs_rspar.seeds import generator
+from hobs_rspar.teaching import Teach, answers
 
 
 @dataclass
@@ -31,6 +34,8 @@ class Task:
         seed: of order, crops and flips.
         stage: its name, which seeds the generators, too.
         teacher: the dense network where ``recipe.distillation`` is on.
+        lessons: folder of the teacher's answers to this recipe and seed, shared by all networks that learn from it;
+            None: they are not kept.
         progress: called after every step with the number of images done.
     """
 
@@ -41,6 +46,7 @@ class Task:
     seed: int
     stage: str
     teacher: nn.Module | None = None
+    lessons: Path | None = None
     progress: Callable[[int], None] = field(default=lambda images: None)
 
     @property
@@ -56,11 +62,6 @@ class State:
     epoch: int = 0
     history: list[dict] = field(default_factory=list)
     momentum: dict[str, Tensor] = field(default_factory=dict)
-
-
-def autocast(device: torch.device, precision: str):
-    """bf16 autocast, or none."""
-    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
 
 
 def logits(network: nn.Module, images: Images, precision: str = "fp32", batch_size: int = 500) -> Tensor:
@@ -138,8 +139,8 @@ def fit(task: Task, state: State, save: Callable[[State], None]) -> State:
     task.network.to(memory_format=torch.channels_last).train()
     descent = SGD(task.network, recipe, state.momentum)
     for epoch in range(state.epoch, recipe.epochs):
-        with wide_batchnorm(task.network), _folded(task.teacher, task.train):
-            loss = _epoch(task, descent, epoch)
+        with wide_batchnorm(task.network), _lesson(task, epoch) as teach:
+            loss = _epoch(task, descent, epoch, teach)
         state.epoch = epoch + 1
         state.history.append(_record(task, epoch, loss))
         state.momentum = descent.momentum
@@ -148,12 +149,16 @@ def fit(task: Task, state: State, save: Callable[[State], None]) -> State:
     return state
 
 
-def _folded(teacher: nn.Module | None, images: Images):
-    """A teacher only evaluates: without batch norms of its own it is a third faster."""
-    return nullcontext() if teacher is None else folded(teacher, images.normalised(images.pixels[:1]))
+def _lesson(task: Task, epoch: int) -> AbstractContextManager[Teach | None]:
+    """The teacher's answers of an epoch; None without a teacher."""
+    if task.teacher is None:
+        return nullcontext()
+    kept = None if task.lessons is None else task.lessons / f"{epoch}.safetensors"
+    image = task.train.normalised(task.train.pixels[:1])
+    return answers(task.teacher, task.recipe.precision, image, task.steps, kept)
 
 
-def _epoch(task: Task, descent: SGD, epoch: int) -> float:
+def _epoch(task: Task, descent: SGD, epoch: int, teach: Teach | None) -> float:
     """One pass; its random numbers depend on (seed, stage, epoch) alone, so a resumed run draws the same ones."""
     recipe, train = task.recipe, task.train
     random = generator(task.seed, f"{task.stage}/epoch {epoch}")
@@ -164,7 +169,7 @@ def _epoch(task: Task, descent: SGD, epoch: int) -> float:
     for step in range(steps):
         index = order[step * recipe.batch_size:(step + 1) * recipe.batch_size].to(train.pixels.device)
         x = train.normalised(random_crops(train.pixels[index], crop, recipe.flip, random))
-        loss = _loss(task, x, train.labels[index])
+        loss = _loss(task, x, train.labels[index], teach and teach(x))
         loss.backward()
         descent.step(learning_rate(recipe, epoch * steps + step, recipe.epochs * steps))
         total += loss.detach()
@@ -174,17 +179,15 @@ def _epoch(task: Task, descent: SGD, epoch: int) -> float:
     return total.item() / steps
 
 
-def _loss(task: Task, x: Tensor, labels: Tensor) -> Tensor:
+def _loss(task: Task, x: Tensor, labels: Tensor, target: Tensor | None) -> Tensor:
+    """Cross entropy; mixed with the divergence from a teacher's logits ``target``, as Hinton et al. 2015."""
     with autocast(x.device, task.recipe.precision):
         out = task.network(x).float()
     loss = F.cross_entropy(out, labels)
-    if task.teacher is None:
+    if target is None:
         return loss
     weight, temperature = task.recipe.distillation.weight, task.recipe.distillation.temperature
-    with torch.inference_mode(), autocast(x.device, task.recipe.precision):
-        target = task.teacher(x).float()
-    soft = F.kl_div(F.log_softmax(out / temperature, 1), F.softmax(target.clone() / temperature, 1),
-                    reduction="batchmean")
+    soft = F.kl_div(F.log_softmax(out / temperature, 1), F.softmax(target / temperature, 1), reduction="batchmean")
     return (1 - weight) * loss + weight * temperature**2 * soft
 
 

@@ -33,7 +33,7 @@ class Climber:
         for _ in range(count):
             widths = trial.run(local_search.search, model.reward, self.space, EVALUATIONS, self.generator).widths
             for _ in range(TRIES):
-                if not (found == widths).all(1).any():
+                if self.space.meets(widths[None])[0] and not (found == widths).all(1).any():
                     found = np.concatenate([found, widths[None]])
                     break
                 widths = self.space.disturbed(widths[None], NEARBY, self.generator)[0]

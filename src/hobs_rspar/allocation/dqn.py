@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,9 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar.allocation.trial import Trial
-from hobs_rspar.allocation.walk import RewardedWalk
+from hobs_rspar.allocation.walk import RewardedWalk, Walk
 
-EPISODES, STEPS, MINIBATCH = 16, 16, 128  # episodes a round, gradient steps after it, transitions a step
+EPISODES, MINIBATCH = 16, 128  # episodes a round, each followed by a gradient step; transitions a step
 HIDDEN, LEARNING_RATE = 64, 3e-3
 LEVELS = 20  # kept ratios to choose from, evenly spaced up to 1
 MEMORY = 20_000  # transitions
@@ -37,6 +38,7 @@ class Learner:
         self.target = copy.deepcopy(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=LEARNING_RATE, fused=True)
         self.memory: tuple[Tensor, ...] = ()
+        self.rounds = 0
 
     @torch.no_grad()
     def act(self, states: Tensor, random: float) -> Tensor:
@@ -52,7 +54,15 @@ class Learner:
         new = [part.flatten(0, 1) for part in (states, actions, last * rewards, following, last)]
         self.memory = tuple(torch.cat([old, part])[-MEMORY:] for old, part in zip(self.memory, new)) or tuple(new)
 
-    def learn(self) -> None:
+    def update(self, steps: int) -> None:
+        """Gradient steps; after every few rounds of them the target network is the present one."""
+        for _ in range(steps):
+            self._learn()
+        self.rounds += 1
+        if self.rounds % ROUNDS == 0:
+            self.target.load_state_dict(self.network.state_dict())
+
+    def _learn(self) -> None:
         """One step on a random minibatch, towards the reward plus the target network's value of the next state."""
         index = torch.randint(len(self.memory[0]), (MINIBATCH,), generator=self.generator)
         states, actions, rewards, following, last = (part[index] for part in self.memory)
@@ -67,23 +77,32 @@ class Learner:
 def search(trial: Trial, generator: np.random.Generator) -> None:
     """The best allocation that the agent comes across while it learns."""
     walk = RewardedWalk(trial)
-    learner, rounds = Learner(walk.state_dim, int(generator.integers(2**63))), 0
+    learner = Learner(walk.state_dim, int(generator.integers(2**63)))
     while True:
-        _round(walk, learner, max(LEAST, 1 - 2 * trial.progress))
-        rounds += 1
-        if rounds % ROUNDS == 0:
-            learner.target.load_state_dict(learner.network.state_dict())
+        practise(learner, walk, walk.pay, EPISODES, exploration(trial.progress))
 
 
-def _round(walk: RewardedWalk, learner: Learner, random: float) -> None:
-    """Some episodes, then some steps of learning."""
+def exploration(progress: float) -> float:
+    """Share of random actions: all at the beginning, few from half of the search on."""
+    return max(LEAST, 1 - 2 * progress)
+
+
+def practise(learner: Learner, walk: Walk, pay: Callable[[Tensor], Tensor], episodes: int, random: float) -> None:
+    """Some parallel episodes, paid after the last group, then as many steps of learning.
+
+    Args:
+        learner: learns.
+        walk: makes the episodes.
+        pay: rewards [episodes] of ratios [episodes, groups].
+        episodes: in parallel.
+        random: share of random actions.
+    """
     chosen: list[Tensor] = []
 
     def select(states: Tensor) -> Tensor:
         chosen.append(learner.act(states, random))
         return (chosen[-1] + 1) / LEVELS
 
-    ratios, states = walk.run(select, EPISODES)
-    learner.remember(states, torch.stack(chosen), walk.pay(ratios))
-    for _ in range(STEPS):
-        learner.learn()
+    ratios, states = walk.run(select, episodes)
+    learner.remember(states, torch.stack(chosen), pay(ratios))
+    learner.update(episodes)

@@ -20,6 +20,7 @@ from hobs_rspar.data import Images
 from hobs_rspar.progress import bar
 
 SPREAD = 0.2  # standard deviation of the log ratios of the first plans that are run
+DRAWN = 4  # random plans for each that is run: about half of them meet the budget, and in small spaces many are equal
 FINALISTS = 3
 
 
@@ -108,9 +109,9 @@ def search(environment: PruningEnvironment, curves: Sequence[np.ndarray], space:
 
 def _first(space: Space, count: int, generator: np.random.Generator) -> np.ndarray:
     """Uniform widths, and different random ones around them [up to count, groups]."""
-    noise = generator.normal(0, SPREAD, (count - 1, len(space.sizes)))
-    around = np.unique(np.concatenate([space.uniform[None], space.project(np.exp(noise))]), axis=0)
-    return np.concatenate([space.uniform[None], around[(around != space.uniform).any(1)]])
+    around = space.project(np.exp(generator.normal(0, SPREAD, (DRAWN * count, len(space.sizes)))))
+    different = dict.fromkeys(map(tuple, [space.uniform, *around[space.meets(around)]]))
+    return np.array(list(different)[:count])
 
 
 def _measured(environment: PruningEnvironment, space: Space, widths: np.ndarray, updates: list[int]) -> list[dict]:

@@ -1,4 +1,4 @@
-"""R-SPAR: a PPO agent walks through the groups, chooses a kept ratio for each, and is paid for accuracy.
+"""R-SPAR: an agent (PPO, or DQN beside it) walks through the groups, chooses a kept ratio for each, and is paid for accuracy.
 
 State: features of the group, ratios so far, accuracy drop of the last episodes. Action: kept ratio. After the last
 group the ratios are projected so that the budget is met:
@@ -12,10 +12,13 @@ that it likes best are really run.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from torch import Tensor
 
+from hobs_rspar.allocation import dqn
 from hobs_rspar.allocation.measured_search import Model
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.ppo import RSPARAgent
@@ -27,36 +30,35 @@ MINIBATCH = 256  # steps
 
 
 class Player:
-    """The agent and what it has lived through in this round; a proposer of measured_search.
+    """Some agent and what it has lived through in this round; a proposer of measured_search.
 
     Args:
         space: allocations that meet the budget.
         about: features of the groups [groups, features].
         options: the block of ``methods.hobs_rspar``.
-        seed: of the agent.
 
     Attributes:
-        records: one per policy update, the means over its episodes.
+        records: one per update of the agent, the means over its episodes.
     """
 
-    def __init__(self, space: Space, about: np.ndarray, options, seed: int):
+    def __init__(self, space: Space, about: np.ndarray, options):
         self.space, self.options, self.walk, self.records = space, options, Walk(about), []
-        self.agent = RSPARAgent(len(about), about.shape[1], options.hidden, options.learning_rate, options.gamma,
-                                gae_lambda=options.gae_lambda, clip=options.clip, entropy=options.entropy,
-                                initial_ratio=float((space.uniform / space.sizes).mean()), seed=seed)
         self.penalty = AdaptivePenalty(options.penalty, options.penalty_rate, options.penalty_sign,
                                        options.penalty_min, options.penalty_max)
 
     def propose(self, model: Model, known: np.ndarray, count: int) -> np.ndarray:
-        """Policy updates on the model; the new allocations of this round with the least expected drop [n, groups]."""
+        """Updates of the agent on the model; the new allocations of this round with the least expected drop [n, groups]."""
         self.visited, self.expected = [], []
         for _ in range(self.options.iterations):
-            practise(self.agent, self.walk, lambda ratios: self._pay(ratios, model), self.options.episodes, MINIBATCH,
-                     self.options.epochs)
+            self._practise(lambda ratios: self._pay(ratios, model))
         widths, first = np.unique(np.concatenate(self.visited), axis=0, return_index=True)
-        fresh = ~(widths[:, None] == known[None]).all(2).any(1)
+        fresh = self.space.meets(widths) & ~(widths[:, None] == known[None]).all(2).any(1)
         expected = np.concatenate(self.expected)[first]
         return widths[fresh][np.argsort(expected[fresh], kind="stable")[:count]]
+
+    def _practise(self, pay: Callable[[Tensor], Tensor]) -> None:
+        """Some episodes, paid by their ratios, and one update of the agent."""
+        raise NotImplementedError
 
     def _pay(self, raw: Tensor, model: Model) -> Tensor:
         """Rewards [episodes] of the agent's ratios [episodes, groups]."""
@@ -75,3 +77,28 @@ class Player:
                              **{name: float(np.mean(values)) for name, values in means.items()},
                              "ratios": (widths / space.sizes).mean(0).round(4).tolist()})
         return torch.tensor(REWARD_SCALE * rewards, dtype=torch.float32)
+
+
+class PPOPlayer(Player):
+    """R-SPAR's own agent; arguments as :class:`Player`, and the agent's seed."""
+
+    def __init__(self, space: Space, about: np.ndarray, options, seed: int):
+        super().__init__(space, about, options)
+        self.agent = RSPARAgent(len(about), about.shape[1], options.hidden, options.learning_rate, options.gamma,
+                                gae_lambda=options.gae_lambda, clip=options.clip, entropy=options.entropy,
+                                initial_ratio=float((space.uniform / space.sizes).mean()), seed=seed)
+
+    def _practise(self, pay: Callable[[Tensor], Tensor]) -> None:
+        practise(self.agent, self.walk, pay, self.options.episodes, MINIBATCH, self.options.epochs)
+
+
+class DQNPlayer(Player):
+    """Deep Q-learning in PPO's place: the same states, rewards and number of episodes; arguments as PPO's."""
+
+    def __init__(self, space: Space, about: np.ndarray, options, seed: int):
+        super().__init__(space, about, options)
+        self.learner = dqn.Learner(self.walk.state_dim, seed)
+
+    def _practise(self, pay: Callable[[Tensor], Tensor]) -> None:
+        done = len(self.records) / (self.options.iterations * self.options.rounds)
+        dqn.practise(self.learner, self.walk, pay, self.options.episodes, dqn.exploration(done))

@@ -169,6 +169,21 @@ class Space:
                         f"{self.groups[int(np.argmax(widths - wanted))].name} is the coarsest); change the budget")
 
 
+class HeldSpace(Space):
+    """The same space without the upper tolerance, which a search would use up and win by.
+
+    What remains is the budget, or what uniform widths spend where rounding leaves those above it.
+    """
+
+    @cached_property
+    def most(self) -> float:
+        """The most that may be spent."""
+        return max(self.target, float(self.expense.of(self.uniform)))
+
+    def meets(self, widths: np.ndarray) -> np.ndarray:
+        return super().meets(widths) & (self.expense.of(widths) <= self.most)
+
+
 def floors(groups: Groups, min_ratio: float) -> np.ndarray:
     """Fewest channels each group may keep [groups]: a fraction, at least one; all of a protected group."""
     least = np.maximum(1, np.ceil(min_ratio * groups.sizes - 1e-9).astype(int))

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.kfac import damped, patches, sampled_positions
 from hobs_rspar.data import Images
+from hobs_rspar.device import autocast
 from hobs_rspar.errors import UserError, did_you_mean
 
 BATCH = 256  # images a pass
@@ -29,7 +30,7 @@ def reestimate_batchnorm(network: nn.Module, images: Images, precision: str = "f
         norm.reset_running_stats()
         norm.momentum = None  # a plain average over batches
         norm.train()
-    with torch.autocast(images.pixels.device.type, torch.bfloat16, enabled=precision == "bf16"):
+    with autocast(images.pixels.device, precision):
         for x, _ in images.batches(batch_size):
             if len(x) > 1:  # a last batch of a single image has no variance
                 network(x)

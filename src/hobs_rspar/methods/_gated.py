@@ -12,11 +12,12 @@ from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.gates import Gates
 from hobs_rspar.data import Images
+from hobs_rspar.device import autocast
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.methods._trained import Above, TrainingOptions, batches
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
-from hobs_rspar.training import SGD, autocast, learning_rate
+from hobs_rspar.training import SGD, learning_rate
 
 TEMPERATURE, OPEN = 0.4, 3.0  # of the Gumbel-sigmoid, and the first logits: gates begin open
 
@@ -71,7 +72,7 @@ class Macs:
 def loss_under(network: nn.Module, gates: Gates, value: Tensor, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Cross entropy of a batch with gates [channels]."""
     x, labels = batch
-    with gates.applied(network, value[None]), autocast(x.device, "bf16"):
+    with gates.applied(network, value[None]), autocast(x.device):
         out = network(x).float()
     return F.cross_entropy(out, labels)
 

@@ -11,7 +11,8 @@ from torch import Tensor
 from hobs_rspar.allocation.climber import Climber
 from hobs_rspar.allocation.environment import PruningEnvironment
 from hobs_rspar.allocation.measured_search import search
-from hobs_rspar.allocation.rspar import Player
+from hobs_rspar.allocation.rspar import DQNPlayer, PPOPlayer
+from hobs_rspar.allocation.space import HeldSpace
 from hobs_rspar.allocation.walk import features
 from hobs_rspar.config import Positive, Section, Share
 from hobs_rspar.methods._protocol import Context
@@ -23,12 +24,12 @@ NonNegative = Annotated[float, Field(ge=0)]
 class Options(Section):
     """Options of the search; params.yaml says what each is for."""
 
-    allocator: Literal["local_search", "ppo"] = "local_search"
-    first: Annotated[int, Field(ge=4)] = 12
-    rounds: Positive = 3
+    allocator: Literal["local_search", "ppo", "dqn"] = "local_search"
+    first: Annotated[int, Field(ge=4)] = 7
+    rounds: Positive = 1
     measured: Positive = 4
     images: Annotated[int, Field(ge=1000)] = 1024
-    iterations: Positive = 16
+    iterations: Positive = 48
     episodes: Positive = 64
     hidden: Positive = 256
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
@@ -60,13 +61,15 @@ def searched(context: Context, options: Options, scores: Sequence[Tensor], relat
     environment = PruningEnvironment(context.network, context.groups, order, context.factors,
                                      context.calibration.first(256), context.validation.first(options.images),
                                      refit=repair == "least_squares")
-    space = context.space
+    given = context.space
+    space = HeldSpace(given.groups, given.budget, given.min_ratio, given.tolerance, given.expense)
     tables = curves(scores, order, relative)
-    if options.allocator == "ppo":
-        halved = np.array([curve[size - size // 2, 0] for curve, size in zip(tables, space.sizes)])
-        proposer, name = Player(space, features(space, halved), options, context.derived_seed), "R-SPAR"
-    else:
+    if options.allocator == "local_search":
         proposer, name = Climber(space, context.derived_seed), "local search"
+    else:
+        halved = np.array([curve[size - size // 2, 0] for curve, size in zip(tables, space.sizes)])
+        player, name = {"ppo": (PPOPlayer, "R-SPAR"), "dqn": (DQNPlayer, "R-SPAR with DQN")}[options.allocator]
+        proposer = player(space, features(space, halved), options, context.derived_seed)
     found = search(environment, tables, space, proposer, options, context.derived_seed,
                    context.validation.first(2 * options.images))
     history = {"evaluations": environment.evaluations, "images": environment.images, "chosen": found.chosen,

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.config import Fraction, Positive, Section
 from hobs_rspar.data import Images, random_crops
-from hobs_rspar.training import autocast
+from hobs_rspar.device import autocast
 
 Above = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -50,6 +50,6 @@ def training_loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
     """Cross entropy of a batch in training mode, which the network is left in; batch norms see the batch."""
     x, labels = batch
     network.train()
-    with wide_batchnorm(network), autocast(x.device, "bf16"):
+    with wide_batchnorm(network), autocast(x.device):
         out = network(x).float()
     return F.cross_entropy(out, labels)

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.curvature.gates import Gates
+from hobs_rspar.device import autocast
 from hobs_rspar.methods import _gated
 from hobs_rspar.methods._gated import Options as GatedOptions
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.methods._trained import NonNegative, batches
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
-from hobs_rspar.training import SGD, autocast, learning_rate
+from hobs_rspar.training import SGD, learning_rate
 
 
 class Options(GatedOptions):
@@ -63,7 +64,7 @@ def correct(network: nn.Module, gates: Gates, kept: Tensor, batch: tuple[Tensor,
     """Whether each image is classified correctly under its own gates [n, channels]: [n]."""
     x, labels = batch
     network.eval()
-    with gates.applied(network, kept), autocast(x.device, "bf16"):
+    with gates.applied(network, kept), autocast(x.device):
         return network(x).argmax(1) == labels
 
 
