@@ -166,8 +166,8 @@ def write(cell: Cell, network: nn.Module, state: training.State, curve: list[dic
     folder, last, tested = cell.paths.cell(cell.name), state.history[-1], test(network, cell)
     checkpoint.save(folder / "recovered.safetensors", network, cell.spec)
     end = point(cell.images, last["images"], last["validation_top1"], tested)
-    result = {"precision": cell.precision, "history": state.history, "top1_validation": last["validation_top1"], **tested,
-              "training_images": last["images"], "recovery_curve": [*curve, end]}
+    result = {"precision": cell.precision, "history": state.history, "top1_validation": last["validation_top1"],
+              **tested, "training_images": last["images"], "recovery_curve": [*curve, end]}
     (folder / "recovery.json").write_text(json.dumps(result, indent=1) + "\n")
     return result
 

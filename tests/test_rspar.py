@@ -14,7 +14,7 @@ from hobs_rspar.allocation.environment import Evaluation
 from hobs_rspar.allocation.fitted import FittedReward
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.measured_search import FINALISTS, Model, search
-from hobs_rspar.allocation.rspar import REWARD_SCALE, DQNPlayer, PPOPlayer
+from hobs_rspar.allocation.rspar import REWARD_SCALE, DQNPlayer, Player, PPOPlayer
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.walk import features
 from hobs_rspar.criteria import filter_norms
@@ -168,8 +168,8 @@ def test_accuracy_that_rises_with_the_loss_foretells_nothing():
 
 # --- episodes
 
-def player(seed: int = 0, **changes) -> PPOPlayer:
-    return PPOPlayer(SPACE, features(SPACE, np.ones(4)), QUICK.model_copy(update=changes), seed)
+def player(seed: int = 0, kind: type = PPOPlayer, **changes) -> Player:
+    return kind(SPACE, features(SPACE, np.ones(4)), QUICK.model_copy(update=changes), seed)
 
 
 class Known:
@@ -244,7 +244,8 @@ def test_local_search_proposes_different_optima_that_were_not_measured():
 
 # --- the search
 
-PROPOSERS = {"ppo": player, "local_search": lambda seed, **changes: Climber(SPACE, seed)}
+PROPOSERS = {"ppo": player, "dqn": lambda seed, **changes: player(seed, DQNPlayer, **changes),
+             "local_search": lambda seed, **changes: Climber(SPACE, seed)}
 
 
 def run(seed: int = 0, planted=lambda widths: 0.0, allocator: str = "ppo", **changes):

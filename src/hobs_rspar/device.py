@@ -50,7 +50,7 @@ def resolve_device(name: str) -> torch.device:
 def resolve_precision(name: str, device: torch.device) -> str:
     """The precision that a ``precision`` of params means on a device: ``bf16`` (autocast) or ``fp32``.
 
-    ``auto`` is bf16 where the device computes it in hardware, and fp32 elsewhere: emulated bf16 trains ten times slower.
+    ``auto`` is bf16 where the device computes it in hardware, else fp32: emulated, bf16 trains several times slower.
     """
     if name == "auto":
         return "bf16" if has_bf16(device) else "fp32"
@@ -63,7 +63,7 @@ def has_bf16(device: torch.device) -> bool:
         return torch.cuda.is_bf16_supported(including_emulation=False)
     if platform.machine().lower() in ("x86_64", "amd64"):
         return torch.cpu._is_avx512_bf16_supported()
-    return torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def autocast(device: torch.device, precision: str = "auto") -> torch.autocast:

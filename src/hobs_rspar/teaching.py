@@ -1,7 +1,7 @@
 """What the dense network answers to the images of a recovery, computed once for all methods of a seed.
 
-Order, crops and flips depend on (seed, stage, epoch) alone, so every method of a seed trains on the very same images, and
-the teacher says the same about them. It takes a fifth to two fifths of a pruned network's recovery.
+Order, crops and flips depend on (seed, stage, epoch) alone, so every method of a seed trains on the very same images,
+and the teacher says the same about them. Asking it anew takes a fifth to two fifths of a pruned network's recovery.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""R-SPAR: an agent (PPO, or DQN beside it) walks through the groups, chooses a kept ratio for each, and is paid for accuracy.
+"""R-SPAR: an agent (PPO, or DQN) walks through the groups, chooses a kept ratio for each, and is paid for accuracy.
 
 State: features of the group, ratios so far, accuracy drop of the last episodes. Action: kept ratio. After the last
 group the ratios are projected so that the budget is met:
@@ -47,7 +47,8 @@ class Player:
                                        options.penalty_min, options.penalty_max)
 
     def propose(self, model: Model, known: np.ndarray, count: int) -> np.ndarray:
-        """Updates of the agent on the model; the new allocations of this round with the least expected drop [n, groups]."""
+        """Updates of the agent on the model; the new allocations of the round with the least expected drop [n, groups].
+        """
         self.visited, self.expected = [], []
         for _ in range(self.options.iterations):
             self._practise(lambda ratios: self._pay(ratios, model))

@@ -123,7 +123,8 @@ def cell_record(files: CellFiles, params) -> dict:
             "plan": _plan(plan, prune, files.plan), "accuracy": _accuracy(prune, recovery),
             "reconstruction_error": _repaired(prune)["reconstruction_error"], "repair": prune["repair"],
             "repair_steps": prune["repair_steps"], "recovery_curve": recovery["recovery_curve"],
-            "precision": recovery["precision"], "test_images": recovery["test_images"], "correct": recovery["correct"], "history": recovery["history"],
+            "precision": recovery["precision"], "history": recovery["history"],
+            "test_images": recovery["test_images"], "correct": recovery["correct"],
             "search": _search(plan["search"]), "cost": _cost(files, plan, recovery), "inputs": files.digest()}
 
 
