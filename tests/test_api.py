@@ -70,7 +70,8 @@ PUBLISHED = {
     **{f"{name}_prune": {"model": REQUIRED, "dataloader": REQUIRED, "pruning_ratio": 0.5}
        for name in ("dep_graph", "taylor", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp",
                     "udfc", "udfc_seed", "depgraph", "jtp", "jtp_seed", "bilevel", "bilevel_seed", "structalign",
-                    "structalign_seed", "scratch", "taylor_iterative", "hrank", "decore", "amc", "gnn", "hobs_uniform",
+                    "structalign_seed", "scratch", "taylor_iterative", "hrank", "decore", "autocompress", "amc", "gnn",
+                    "hobs_uniform",
                     "hobs_rspar")},
     "compress": {"model": REQUIRED, "loader": REQUIRED, "macs": 0.5},
 }
@@ -165,8 +166,8 @@ def test_compress_is_repeatable(stream):
 # Methods whose defaults are meant for a study; trained ones see two epochs of the loader or less.
 SHORT = {"scratch": {"images": 500, "search": QUICK}, "amc": {"episodes": 4, "random": 2},
          "gnn": {"updates": 2, "episodes": 3}} | dict.fromkeys(
-    ("depgraph", "jtp", "jtp_seed", "bilevel", "bilevel_seed", "structalign", "structalign_seed", "taylor", "decore"),
-    {"images": 1000})
+    ("depgraph", "jtp", "jtp_seed", "bilevel", "bilevel_seed", "structalign", "structalign_seed", "taylor", "decore",
+     "autocompress"), {"images": 1000})
 
 
 @pytest.mark.parametrize("method", available_methods())

@@ -2,6 +2,7 @@
 
 import copy
 import importlib
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -36,12 +37,14 @@ from hobs_rspar.plan import PruningPlan
 
 QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2, "hidden": 16, "images": 1000,
          "epochs": 1}
-SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_no_curvature", "hobs_rspar_first_order",
+SEARCHED = ["hobs_rspar", "hobs_rspar_ppo", "hobs_rspar_dqn", "hobs_rspar_no_curvature", "hobs_rspar_first_order",
             "hobs_rspar_no_repair", "hobs_rspar_no_penalty"]
 TRAINED = dict.fromkeys(("depgraph", "structalign", "structalign_seed", "bilevel", "bilevel_seed", "jtp_seed",
-                         "scratch", "taylor", "decore"), {"images": 32, "batch_size": 16})  # they train, kept short
+                         "scratch", "taylor", "decore", "autocompress"),
+                        {"images": 32, "batch_size": 16})  # they train, kept short
 TRAINED["scratch"] = TRAINED["depgraph"] | {"search": QUICK}
 TRAINED["jtp"] = TRAINED["depgraph"] | {"rounds": 2, "episodes": 2, "updates": 2, "held_out": 32, "hidden": 16}
+TRAINED["autocompress"] = TRAINED["depgraph"] | {"rounds": 2, "iterations": 1, "held_out": 32}
 TRAINED["taylor"] = TRAINED["taylor"] | {"every": 1}
 WEIGHTS_ONLY = ["unpruned", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp", "depgraph_seed",
                 "udfc", "udfc_seed", "hrank"]  # and images
@@ -54,6 +57,7 @@ SHORT = dict.fromkeys(SEARCHED, QUICK) | TRAINED | {
 def few_steps(monkeypatch):
     """Every step ranks the whole network anew."""
     monkeypatch.setattr(_registry.method("depgraph"), "STEPS", 4)
+    monkeypatch.setattr(_registry.method("autocompress"), "COOLING", 0.3)
 
 
 def decide(name: str, where) -> PruningPlan:
@@ -611,6 +615,44 @@ def test_taylor_squares_the_gradient_of_a_minibatch_and_removes_while_it_trains(
         widths = np.array([int(part.sum()) for part in gates.split(mask)])
         spent.append(float(where.space.spent(widths)))
     assert spent == pytest.approx([0.82, 0.64, 0.4], abs=0.05)
+
+
+def test_autocompress_anneals_towards_the_groups_that_matter(monkeypatch):
+    autocompress, space = _registry.method("autocompress"), context("resnet8", "autocompress", budget=0.4).space
+    monkeypatch.setattr(autocompress, "COOLING", 0.99)
+    stub = TwoGroups(space)
+    found = autocompress.annealed(space, stub, np.random.default_rng(0))
+    assert space.meets(found[None])[0]
+    assert stub.evaluate(found).accuracy > stub.evaluate(space.uniform).accuracy + 0.15
+
+
+def test_admm_ends_at_the_nearest_weights_of_the_widths():
+    """Without a loss, ADMM's fixed point is the projection: by brute force over all sets of filters of that size."""
+    autocompress, groups = _registry.method("autocompress"), zoo_groups("resnet8")
+    network = copy.deepcopy(zoo("resnet8"))
+    place = [group.name for group in groups].index("layer2.0.conv1")
+    widths = groups.sizes.copy()
+    widths[place] = 4
+    layer, before = network.layer2[0].conv1, network.layer2[0].conv1.weight.detach().clone()
+    others = {name: weight.clone() for name, weight in network.state_dict().items() if name != "layer2.0.conv1.weight"}
+    admm = autocompress.Admm(network, groups, widths, 1.0)
+    for _ in range(8):
+        admm.update()
+        for _ in range(20):
+            for weight in network.parameters():
+                weight.grad = torch.zeros_like(weight)
+            admm.pull()
+            with torch.no_grad():
+                for weight in network.parameters():
+                    weight -= 0.2 * weight.grad
+    energy = before.square().flatten(1).sum(1)
+    kept = torch.tensor(max(itertools.combinations(range(len(energy)), 4), key=lambda some: energy[list(some)].sum()))
+    wanted = torch.zeros_like(before).index_copy(0, kept, before[kept])
+    assert torch.allclose(layer.weight, wanted, atol=1e-3)
+    for name, weight in others.items():
+        assert torch.allclose(network.state_dict()[name], weight, atol=1e-3)
+    autocompress.remove(network, groups, widths)
+    assert (layer.weight.flatten(1).abs().sum(1) > 0).nonzero()[:, 0].tolist() == kept.tolist()
 
 
 def test_decore_drops_what_is_never_missed():

@@ -45,12 +45,13 @@ _PUBLIC = {
     "taylor_iterative_prune": "baselines",
     "hrank_prune": "baselines",
     "decore_prune": "baselines",
+    "autocompress_prune": "baselines",
     "amc_prune": "baselines",
     "gnn_prune": "baselines",
     "hobs_uniform_prune": "baselines",
     "hobs_rspar_prune": "baselines",
 }
-_LATER = ("autocompress_prune", "adaprune_prune")  # published names without a method yet
+_LATER = ("adaprune_prune",)  # published names without a method yet
 __all__ = sorted(_PUBLIC)
 
 

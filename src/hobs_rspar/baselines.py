@@ -50,6 +50,7 @@ taylor_prune = _function("taylor_oneshot")  # likewise; the paper's, which train
 taylor_iterative_prune = _function("taylor")
 hrank_prune = _function("hrank")
 decore_prune = _function("decore")
+autocompress_prune = _function("autocompress")
 amc_prune = _function("amc")
 gnn_prune = _function("gnn")
 random_prune = _function("random")

@@ -19,10 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar.allocation.threshold import threshold_widths
-from hobs_rspar.coupling import Group, Groups, Member
+from hobs_rspar.coupling import Groups, Member
 from hobs_rspar.criteria import group_norms
 from hobs_rspar.methods._protocol import Context
-from hobs_rspar.methods._trained import NonNegative, TrainingOptions, batches, training_loss
+from hobs_rspar.methods._trained import NonNegative, TrainingOptions, batches, close, training_loss
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
 from hobs_rspar.training import SGD, learning_rate
@@ -94,11 +94,3 @@ def removed_in_steps(network: nn.Module, context: Context) -> tuple[list[Tensor]
             for group, norm, width in zip(groups, norms, widths):
                 close(left, group, torch.argsort(norm, stable=True)[:group.channels - int(width)].tolist())
     return norms, widths
-
-
-@torch.no_grad()
-def close(network: nn.Module, group: Group, channels: list[int]) -> None:
-    """Sets all parameters of some channels to zero, wherever the group has them."""
-    for member in group.members if channels else ():
-        layer, places = network.get_submodule(member.layer), torch.tensor(member.of(channels))
-        layer.weight.index_fill_(1 if member.role == "consumer" else 0, places.to(layer.weight.device), 0)
