@@ -17,7 +17,7 @@ from small import IMAGES, Mixed, Stream, images, recipe, seeded, trained
 from torch import nn
 from torch.nn import functional as F
 
-from hobs_rspar import checkpoint, resume, training
+from hobs_rspar import checkpoint, device, resume, teaching, training
 from hobs_rspar.data import random_crops
 from hobs_rspar.errors import UserError
 from hobs_rspar.networks import NetworkSpec, build
@@ -95,6 +95,80 @@ def test_a_teacher_is_followed():
     ours = Task(seeded(Stream, 3), unlabelled, data, recipe(epochs=3, distillation=distillation), 0, "test", teacher)
     training.fit(ours, State(), lambda now: None)
     assert training.accuracy(training.logits(ours.network, data), data.labels) > 85
+
+
+class Counting(nn.Module):
+    """A teacher that counts the batches it is asked about."""
+
+    def __init__(self):
+        super().__init__()
+        self.network, self.asked = seeded(Stream, 5).eval(), 0
+
+    def forward(self, x):
+        self.asked += 1
+        return self.network(x)
+
+
+def taught(seed: int = 0, student: int = 3, lessons: Path | None = None, **changes) -> tuple[nn.Module, int]:
+    """A student after two epochs, and how often its teacher was asked (less once, for folding)."""
+    teacher, distillation = Counting(), type("Distillation", (), {"weight": 0.9, "temperature": 2.0})
+    ours = task(seed, seeded(Stream, student), teacher, epochs=2, crops=[7, 9], distillation=distillation, **changes)
+    ours.lessons = lessons
+    training.fit(ours, State(), lambda now: None)
+    return ours.network, teacher.asked
+
+
+def test_a_teacher_answers_once_for_all_methods_of_a_seed(tmp_path):
+    """Kept answers change no byte, another network of the same seed asks nothing, another seed needs its own folder."""
+    alone, asked = taught()
+    assert asked == 2 * (1 + 5)  # one image for folding, and five batches, in each epoch
+    first, before = taught(lessons=tmp_path)
+    again, after = taught(lessons=tmp_path)
+    assert (before, after) == (asked, 0) and same(alone, first) and same(alone, again)
+    other, none = taught(student=4, lessons=tmp_path)
+    assert none == 0 and same(other, taught(student=4)[0]) and not same(other, alone)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["0.safetensors", "1.safetensors"]
+
+
+def test_answers_that_would_be_large_are_not_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(teaching, "MOST", 5 * 32 * 4 * 4 - 1)  # five batches of 32 images, four classes, float32
+    _, asked = taught(lessons=tmp_path)
+    assert taught(lessons=tmp_path)[1] == asked and not list(tmp_path.iterdir())
+
+
+def test_answers_of_half_an_epoch_are_not_kept(tmp_path):
+    def broken(images: int) -> None:
+        raise KeyboardInterrupt
+
+    ours = task(network=seeded(Stream, 3), teacher=seeded(Stream, 5).eval(), epochs=1, crops=[],
+                distillation=type("Distillation", (), {"weight": 0.9, "temperature": 2.0}))
+    ours.lessons, ours.progress = tmp_path, broken
+    with pytest.raises(KeyboardInterrupt):
+        training.fit(ours, State(), lambda now: None)
+    assert not list(tmp_path.iterdir())
+
+
+# --- precision
+
+@pytest.mark.parametrize(("hardware", "name", "meant"), [(True, "auto", "bf16"), (False, "auto", "fp32"),
+                                                         (True, "fp32", "fp32"), (False, "bf16", "bf16")])
+def test_auto_is_bf16_only_where_the_hardware_has_it(monkeypatch, hardware, name, meant):
+    monkeypatch.setattr(device, "has_bf16", lambda where: hardware)
+    assert device.resolve_precision(name, torch.device("cpu")) == meant
+    with device.autocast(torch.device("cpu"), name):
+        assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == (torch.bfloat16 if meant == "bf16" else torch.float32)
+
+
+def test_what_the_hardware_has_is_asked_of_pytorch(monkeypatch):
+    """x86: AVX-512 without its bf16 instructions does not count; elsewhere oneDNN says."""
+    monkeypatch.setattr(device.platform, "machine", lambda: "x86_64")
+    for answer in (True, False):
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda answer=answer: answer)
+        assert device.has_bf16(torch.device("cpu")) == answer
+    monkeypatch.setattr(device.platform, "machine", lambda: "aarch64")
+    assert device.has_bf16(torch.device("cpu")) == torch.ops.mkldnn._is_mkldnn_bf16_supported()
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: not including_emulation)
+    assert device.has_bf16(torch.device("cuda"))
 
 
 # --- schedule
