@@ -151,6 +151,10 @@ class Benchmark(Section):
     threads: Positive
 
 
+class Export(Section):
+    cells: list[str]
+
+
 class Report(Section):
     confidence: Annotated[float, Field(gt=0, lt=1)]
     resamples: Positive
@@ -171,6 +175,7 @@ class Params(Section):
     prune: Prune
     finetune: Finetune
     benchmark: Benchmark
+    export: Export
     report: Report
 
     @property
@@ -235,6 +240,8 @@ def _check_names(path: Path, params: Params) -> None:
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise UserError(f"{path}: study.{key} names {sorted(twice)} twice; name each once")
+    for cell in params.export.cells:
+        _one_of(path, "export.cells", cell, params.cells, " (methods and seeds of the study; [] exports none)")
     for name, block in params.methods.items():
         _one_of(path, "methods", name, methods)
         for key in block:
