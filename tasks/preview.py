@@ -95,7 +95,7 @@ def predicted_loss(scores: list[float], kept: int) -> float:
 def stages(params: config.Params) -> str:
     cells = len(params.cells)
     return (f"{len(params.study.methods)} methods x {len(params.study.seeds)} seeds = {cells} cells, "
-            f"{4 * cells + len(params.study.claims) + 5} stages")
+            f"{4 * cells + len(params.study.claims) + len(params.export.cells) + 5} stages")
 
 
 def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups: Groups, images: int,

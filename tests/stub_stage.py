@@ -16,7 +16,7 @@ def filled(name: str) -> Path:
     """The path of an entry of dvc.yaml with this study's and this cell's names filled in."""
     values = {f"study.{key}": PARAMS["study"][key] for key in ("name", "dataset", "network")}
     values.update(zip(("item.method", "item.seed"), sys.argv[1:]))
-    values["item.experiment"] = SCRIPT.stem
+    values |= {"item.experiment": SCRIPT.stem, "item.cell": "-".join(sys.argv[1:])}
     for key, value in values.items():
         name = name.replace("${" + key + "}", str(value))
     return Path(name)

@@ -6,7 +6,7 @@ import time
 
 import yaml
 
-TIMED = ("latency", "benchmark", "report")  # their outputs contain measurements
+TIMED = ("latency", "benchmark", "export", "report")  # their outputs contain measurements
 
 
 def test_runs_from_nothing_to_the_report(toy):
