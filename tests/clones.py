@@ -50,13 +50,13 @@ class Clone:
         return {**os.environ, "VENV": str(here), "PATH": f"{here / 'bin'}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1",
                 "PYTHONDONTWRITEBYTECODE": "1"}
 
-    def run(self, command: str, *, ok: bool = True, timeout: float = 300) -> str:
+    def run(self, command: str, *, ok: bool = True, timeout: float = 1800) -> str:
         """Runs a shell command in the copy; returns what it printed, stderr included.
 
         Args:
             command: as a person would type it.
             ok: whether it must succeed; False: it must fail.
-            timeout: seconds.
+            timeout: seconds; long, because nobody knows how slow or busy the machine is.
         """
         done = subprocess.run(command, shell=True, cwd=self.path, env=self.environment, text=True, timeout=timeout,
                               stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)

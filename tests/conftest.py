@@ -67,7 +67,7 @@ def toy(new_clone) -> Clone:
     """The toy study, run by two commands: ``make study STUDY=toy`` and ``make repro JOBS=2``. Not to be changed."""
     clone = new_clone("toy")
     clone.write("printed/study", clone.run("make study STUDY=toy"))
-    clone.write("printed/repro", clone.run("make repro JOBS=2", timeout=600))
+    clone.write("printed/repro", clone.run("make repro JOBS=2"))
     keep_downloads(clone)
     clone.commit("toy study")
     return clone

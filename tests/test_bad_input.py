@@ -316,7 +316,7 @@ def test_stages_that_come_too_early_say_what_is_missing(study, monkeypatch):
 
 def script(name: str, folder: Path, *arguments: str) -> subprocess.CompletedProcess:
     return subprocess.run([sys.executable, str(ROOT / "pipeline" / f"{name}.py"), *arguments], cwd=folder,
-                          capture_output=True, text=True, timeout=60)
+                          capture_output=True, text=True, timeout=300)
 
 
 def test_scripts_end_with_status_1_and_no_traceback(study, tmp_path_factory):

@@ -29,13 +29,15 @@ def fresh(stubbed, tmp_path) -> Clone:
     return Clone(tmp_path / "fresh")
 
 
-def test_nothing_to_do_is_said_and_quick(clone):
+def test_nothing_to_do_is_said_without_loading_what_a_stage_needs(clone):
+    """The commands that people wait for import neither PyTorch nor what draws figures."""
     before = clone.read("dvc.lock")
-    started = time.process_time(), os.times().children_user
-    out = clone.run("make repro JOBS=2")
-    used = time.process_time() - started[0] + os.times().children_user - started[1]
-    assert "everything is up to date" in out and "reports/stubbed/index.html" in out
-    assert used < 5 and clone.read("dvc.lock") == before
+    for command in ("make repro JOBS=2", "make status"):
+        out = clone.run(f"env PYTHONPROFILEIMPORTTIME=1 {command}")
+        loaded = {line.rpartition("|")[2].strip() for line in out.splitlines() if line.startswith("import time:")}
+        assert "everything is up to date" in out and "yaml" in loaded
+        assert not loaded & {"torch", "torchvision", "torch_pruning", "matplotlib", "onnx"}
+    assert clone.read("dvc.lock") == before
 
 
 def test_parallel_cells_run_each_and_lock_the_same(clone):
@@ -114,7 +116,7 @@ def test_second_writer_is_told_who_works(clone):
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_leaves_no_process_and_goes_on(clone, how):
     clone.set_params(**{"prune.ridge": 0.5})
-    clone.write("trap-prune-l1-1", "60")
+    clone.write("trap-prune-l1-1", "600")
     first = clone.start(["make", "repro", "JOBS=2"])
     try:
         wait_for(lambda: stage_of(first, "prune.py"))
@@ -123,11 +125,11 @@ def test_interrupted_run_leaves_no_process_and_goes_on(clone, how):
             os.killpg(first.pid, how)  # as a terminal does
         else:
             next(worker for worker in workers if "tasks/repro.py" in worker.cmdline()).terminate()
-        out = first.communicate(timeout=30)[0]
+        out = first.communicate(timeout=120)[0]
     finally:
         stop(first)
     assert "stopped; what is finished is kept" in out and "Traceback" not in out
-    assert not psutil.wait_procs(workers, timeout=5)[1]
+    assert not psutil.wait_procs(workers, timeout=60)[1]
     (clone.path / "trap-prune-l1-1").unlink()
     if how == signal.SIGINT:
         clone.run("make repro JOBS=2")
@@ -138,16 +140,16 @@ def test_interrupted_run_leaves_no_process_and_goes_on(clone, how):
 def test_stage_that_runs_alone_ends_with_the_run(clone, jobs):
     """Stopped from outside, and not by a terminal, which would reach the stage itself."""
     clone.set_params(**{"sensitivity.damping": 0.5})
-    clone.write("trap-sensitivity-", "60")
+    clone.write("trap-sensitivity-", "600")
     first = clone.start(["make", "repro", f"JOBS={jobs}"])
     try:
         wait_for(lambda: stage_of(first, "sensitivity.py"))
         workers = psutil.Process(first.pid).children(recursive=True)
         next(worker for worker in workers if "tasks/repro.py" in worker.cmdline()).terminate()
-        first.communicate(timeout=30)
+        first.communicate(timeout=120)
     finally:
         stop(first)
-    assert not psutil.wait_procs(workers, timeout=5)[1]
+    assert not psutil.wait_procs(workers, timeout=60)[1]
 
 
 def test_list_of_files_in_use_left_empty_by_a_killed_run(clone):
@@ -166,7 +168,7 @@ def test_bad_params_stop_before_anything_runs(clone):
     assert "at least one cell" in clone.run("make repro JOBS=0", ok=False)
 
 
-def wait_for(condition, seconds: float = 60) -> None:
+def wait_for(condition, seconds: float = 300) -> None:
     end = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < end, "it did not happen in time"

