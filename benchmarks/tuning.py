@@ -29,6 +29,7 @@ from hobs_rspar.paths import Paths
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
 from hobs_rspar.seeds import derived_seed, generator
+from hobs_rspar.strided import sliced
 
 RANGES = Path(__file__).with_suffix(".yaml")
 
@@ -58,7 +59,8 @@ class Bench:
         teacher = self.network if recipe.distillation.weight > 0 else None
         task = training.Task(self.pruned(plan), self.splits["train"], self.splits["validation"], recipe, seed,
                              "finetune", teacher)
-        return training.fit(task, training.State(), lambda state: None).history[-1]["validation_top1"]
+        with sliced(task.network):
+            return training.fit(task, training.State(), lambda state: None).history[-1]["validation_top1"]
 
     def context(self, seed: int) -> Context:
         allocation, asked = self.params.allocation, self.params.study.budget.model_dump()

@@ -16,13 +16,15 @@ import torch
 from torch import nn
 
 from _stage import cell_arguments, record_seconds, run
-from hobs_rspar import batchnorm, checkpoint, config, data, networks, resume, teaching, training
+from hobs_rspar import batchnorm, checkpoint, config, data, networks, resume, strided, teaching, training
 from hobs_rspar.device import keep_freed_memory, resolve_device, resolve_precision
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
+from hobs_rspar.strided import sliced
 
-SOURCES = [Path(module.__file__) for module in (training, teaching, batchnorm, data, networks)] + [Path(__file__)]
+MODULES = (training, teaching, strided, batchnorm, data, networks)
+SOURCES = [Path(module.__file__) for module in MODULES] + [Path(__file__)]
 
 
 @dataclass
@@ -143,7 +145,8 @@ def recover(cell: Cell, recipe: config.Finetune) -> tuple[nn.Module, training.St
     network, saved = cell.pruned(), resume.Resume(cell.kept, cell.key(recipe))
     task = training.Task(network, cell.train, cell.validation, recipe, cell.seed, "finetune", cell.teacher,
                          cell.lessons(recipe), cell.progress)
-    return network, training.fit(task, saved.load(network), lambda now: saved.save(network, now))
+    with sliced(network):
+        return network, training.fit(task, saved.load(network), lambda now: saved.save(network, now))
 
 
 def test(network: nn.Module, cell: Cell) -> dict:

@@ -17,7 +17,7 @@ from small import IMAGES, Mixed, Stream, images, recipe, seeded, trained
 from torch import nn
 from torch.nn import functional as F
 
-from hobs_rspar import checkpoint, device, resume, teaching, training
+from hobs_rspar import checkpoint, device, resume, strided, teaching, training
 from hobs_rspar.data import random_crops
 from hobs_rspar.errors import UserError
 from hobs_rspar.networks import NetworkSpec, build
@@ -483,3 +483,35 @@ def test_writing_is_atomic(tmp_path, monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         checkpoint.save_tensors(path, {"a": torch.zeros(3)})
     assert checkpoint.load_tensors(path)[0]["a"].tolist() == [1, 1, 1]
+
+
+# --- strided 1x1 convolutions
+
+@pytest.mark.parametrize("layout", [torch.channels_last, torch.contiguous_format])
+@pytest.mark.parametrize("inputs", [3, 7, 16])
+def test_strided_convolutions_and_their_gradients_are_right(inputs, layout):
+    """Against the same layer in float64: with few inputs, oneDNN's own kernel writes past its workspace."""
+    layer = nn.Conv2d(inputs, 20, 1, stride=2).to(memory_format=layout)
+    exact = copy.deepcopy(layer).double()
+    x = torch.randn(32, inputs, 12, 12, generator=torch.Generator().manual_seed(0)).contiguous(memory_format=layout)
+    given, taken = x.clone().requires_grad_(), x.double().requires_grad_()
+    with strided.sliced(layer):
+        out = layer(given)
+        out.square().sum().backward()
+    wanted = exact(taken)
+    wanted.square().sum().backward()
+    for ours, theirs in ((out, wanted), (given.grad, taken.grad), (layer.weight.grad, exact.weight.grad),
+                         (layer.bias.grad, exact.bias.grad)):
+        assert torch.allclose(ours.double(), theirs, rtol=1e-3, atol=1e-3 * theirs.abs().max().item())
+
+
+def test_only_strided_convolutions_of_single_pixels_are_concerned():
+    layers = [nn.Conv2d(4, 4, 1, 2), nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 3, 2, 1), nn.Conv2d(4, 4, 1, 2, groups=4),
+              nn.Conv2d(4, 4, 1, 2, padding=1)]
+    assert [strided.concerned(layer) for layer in layers] == [True, False, False, False, False]
+    network, x = nn.Sequential(*layers[:3]).eval(), torch.randn(2, 4, 9, 9)
+    before = network(x)
+    with strided.sliced(network):
+        assert torch.allclose(network(x), before, atol=1e-6)
+        assert ["_conv_forward" in vars(layer) for layer in network] == [True, False, False]
+    assert "_conv_forward" not in vars(network[0])

@@ -58,6 +58,11 @@ class Evidence:
         return list(dict.fromkeys(cell["method"] for cell in self.cells.values()))
 
     @property
+    def precisions(self) -> list[str]:
+        """In which cells were recovered: bf16 or fp32, or both where machines differ; earlier cells don't say."""
+        return sorted({cell["precision"] for cell in self.cells.values() if "precision" in cell})
+
+    @property
     def untimed(self) -> list[str]:
         return [cell for cell in self.cells if cell not in self.timings]
 

@@ -116,8 +116,6 @@ def setup(evidence: Evidence) -> list[tuple[str, str]]:
              ("Dense network, size", f"{reference['macs']:,} MACs, {reference['params']:,} parameters")]
     if "epochs" in dense:
         pairs.append(("Dense training", f"{dense['epochs']} epochs"))
-    if precisions := sorted({cell["precision"] for cell in evidence.cells.values() if "precision" in cell}):
-        pairs.append(("Precision of recovery", " and ".join(precisions)))
     pairs.append(("Platform", evidence.platform or "no timings"))
     return pairs + [(key, _text(value)) for key, value in sorted(evidence.fingerprint.items()) if value is not None]
 

@@ -153,10 +153,12 @@ def _trained(summary: Summary) -> str:
 
 
 def recovery_in_words(evidence: Evidence) -> str:
-    """Length of the study's recovery, and whether it had a teacher."""
+    """Length and precision of the study's recovery, and whether it had a teacher."""
     recipe = evidence.params.finetune
     epochs = f"{recipe.epochs} epoch{'s' * (recipe.epochs > 1)} of recovery"
     length = f"{recipe.epochs * recipe.images:,} images in {epochs}" if recipe.images else epochs
+    if found := evidence.precisions:
+        length += f" in {' and '.join(found)}"
     return f"{length}, the dense network as teacher" if recipe.distillation.weight > 0 else length
 
 
