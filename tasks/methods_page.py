@@ -14,9 +14,8 @@ Generated from the docstrings of `src/hobs_rspar/methods/` by `python tasks/meth
 dense checkpoint, the same kept MACs (within 1 %), the same recovery and the same evaluation. No method has been tuned
 on test data or on the study's seeds; their options are the published defaults unless params.yaml says otherwise.
 Methods with constants to tune get the same number of trials (`python benchmarks/tuning.py METHOD`, on validation images
-and seeds of development); where they were run, they are listed. Rivals have the values of their best trial.
-`hobs_rspar` was developed on such images and seeds beyond its trials, as a new method is, and keeps the values of its
-first one, with which its studies were run.
+and seeds of development); where they were run, they are listed, and params.yaml has the values of the best one.
+`hobs_rspar` was developed on such images and seeds beyond its trials, as a new method is.
 """
 
 

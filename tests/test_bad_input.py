@@ -87,7 +87,9 @@ CASES = [
     (changed(finetune__epochs=3), ["finetune", "crops must name one size per epoch (3) or be empty; it names 2"]),
     (changed(finetune__curve=[5000, 5000]), ["finetune", "curve must name ever larger numbers of images"]),
     (changed(finetune__curve=[100]), ["finetune", "curve begins with 100 images, less than a batch (128)"]),
-    (changed(finetune__precision="fp16"), ["finetune.precision", "'bf16' or 'fp32'"]),
+    (changed(finetune__precision="fp16"), ["finetune.precision", "'auto', 'bf16' or 'fp32'"]),
+    (changed(export__cells=["hobs_rspar-43"]), ["export.cells: 'hobs_rspar-43' is not known. Did you mean "
+                                                "'hobs_rspar-42'?", "[] exports none"]),
     (changed(pretrain__momentum=1.5), ["pretrain.momentum", "(seen: 1.5)"]),
     (changed(study__seeds=[-1]), ["study.seeds.0", "(seen: -1)"]),
     (changed(allocation__tolerance=0.5), ["allocation.tolerance", "(seen: 0.5)"]),

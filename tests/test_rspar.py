@@ -15,7 +15,7 @@ from hobs_rspar.allocation.fitted import FittedReward
 from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.measured_search import FINALISTS, Model, search
 from hobs_rspar.allocation.rspar import REWARD_SCALE, DQNPlayer, Player, PPOPlayer
-from hobs_rspar.allocation.space import Space
+from hobs_rspar.allocation.space import HeldSpace, Space
 from hobs_rspar.allocation.walk import features
 from hobs_rspar.criteria import filter_norms
 from hobs_rspar.methods import _registry
@@ -226,6 +226,21 @@ def test_favourites_are_the_best_of_the_round_that_were_not_measured():
     assert player().propose(Known(), visited, 3).shape == (0, 4)
     ours.propose(Known(), known, 3)
     assert sum(len(widths) for widths in ours.visited) == QUICK.iterations * QUICK.episodes  # of this round alone
+
+
+# --- what a search may spend
+
+def test_a_search_gains_nothing_by_the_tolerance():
+    """What remains is the budget, or what uniform widths spend where that is more."""
+    held = HeldSpace(SPACE.groups, SPACE.budget, SPACE.min_ratio, SPACE.tolerance)
+    every, macs = everything(), SPACE.groups.macs
+    most = max(SPACE.budget * SPACE.groups.dense_macs, macs(SPACE.uniform))
+    assert held.meets(every).tolist() == [macs(row) <= most for row in every]
+    assert 0 < held.meets(every).sum() < len(every) and held.meets(held.uniform[None])[0]
+    assert (held.uniform == SPACE.uniform).all()
+    for proposer in (player(), player(0, DQNPlayer), Climber(held, 0)):
+        proposer.space = held
+        assert held.meets(proposer.propose(Known(), SPACE.uniform[None], 3)).all()
 
 
 # --- local search
