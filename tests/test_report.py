@@ -576,6 +576,14 @@ def second_platform(study: Path) -> None:
     shutil.copytree(folder / PLATFORM, folder / "other_gpu")
 
 
+def test_a_platform_that_timed_earlier_networks_alone_does_not_stand_in_the_way(study):
+    """What a fresh clone on another machine finds: the committed timings belong to networks that are no more."""
+    second_platform(study)
+    for file in (study / "reports/default/platforms/other_gpu").glob("*.json"):
+        edit(file, lambda timing: timing.update(inputs="earlier"))
+    assert read(load()).platform == PLATFORM
+
+
 @pytest.mark.parametrize(("spoil", "message"), [
     (lambda study: shutil.rmtree(study / "reports/default/cells"), "none of the 50 cells.*dvc repro"),
     (lambda study: edit(timing_of("l1-42"), lambda t: t["fingerprint"].update(device="X")), "device differs.*l1-42"),

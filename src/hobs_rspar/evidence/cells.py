@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import json
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -166,7 +165,7 @@ def _check_same_dense(cells: dict[str, dict]) -> None:
                         "others); differences between them mean nothing: 'dvc repro' renews them")
 
 
-def _platform(params: Params, paths: Paths, cells: Iterable[str]) -> str | None:
+def _platform(params: Params, paths: Paths, cells: dict[str, dict]) -> str | None:
     folder, held = paths.report / "platforms", _held(paths, cells)
     wanted = params.benchmark.platform
     if wanted is not None:
@@ -180,9 +179,10 @@ def _platform(params: Params, paths: Paths, cells: Iterable[str]) -> str | None:
     return held[0] if held else None
 
 
-def _held(paths: Paths, cells: Iterable[str]) -> list[str]:
-    """Platforms with a timing of one of the cells."""
-    return sorted({file.parent.name for cell in cells for file in (paths.report / "platforms").glob(f"*/{cell}.json")})
+def _held(paths: Paths, cells: dict[str, dict]) -> list[str]:
+    """Platforms with a timing of one of the cells' networks; where there is none, those that timed earlier ones."""
+    every = {file.parent.name for cell in cells for file in (paths.report / "platforms").glob(f"*/{cell}.json")}
+    return sorted(name for name in every if _timings(paths, name, cells)) or sorted(every)
 
 
 def _timings(paths: Paths, platform: str | None, cells: dict[str, dict]) -> dict[str, dict]:
