@@ -102,6 +102,7 @@ def cell(method: str, seed: int, name: str, generator, curve=()) -> dict:
         "reconstruction_error": 0.1, "repair": "least_squares" if repaired else "none",
         "repair_steps": _repair_steps(before, repaired), "test_images": IMAGES, "correct": bits,
         "recovery_curve": _recovery_curve(before, test, bits, curve), "history": history, "search": search,
+        "precision": "fp32",
         "cost": {"training_images": FULL, "extra_training_images": 0,
                  "search_evaluations": 24 if search else 0, "search_images": 24 * 1280 if search else 0,
                  "seconds": {"allocate": 8.0 if search else 0.5, "prune": 1.0, "finetune": 60.0}},

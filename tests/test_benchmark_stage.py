@@ -83,6 +83,7 @@ def write_stages(root: Path, dense, pruned) -> None:
                                 "repair_steps": STEPS})
     write(cell / "recovery.json", {"history": [{"epoch": 1}], "top1_validation": 92.0, "top1_test": 91.0,
                                    "top5_test": 99.0, "test_images": 8, "training_images": 100,
+                                   "precision": "fp32",
                                    "correct": base64.b64encode(b"\x7f").decode(), "recovery_curve": CURVE})
 
 
@@ -116,7 +117,8 @@ def test_both_records(study, monkeypatch, capsys):
 def check_cell(record: dict) -> None:
     assert set(record) == {"cell", "method", "seed", "study", "dataset", "network", "budget", "dense", "plan",
                            "accuracy", "reconstruction_error", "repair", "repair_steps", "recovery_curve",
-                           "test_images", "correct", "history", "search", "cost", "inputs"}
+                           "precision", "test_images", "correct", "history", "search", "cost", "inputs"}
+    assert record["precision"] == "fp32"
     assert record["repair_steps"] == STEPS and record["recovery_curve"] == CURVE
     assert set(record["dense"]) == {"macs", "params", "top1_test", "top1_validation"}
     assert record["plan"]["groups"] == [{"name": "conv1", "channels": 16, "kept_count": 8, "reason": "budget"}]

@@ -576,6 +576,14 @@ def second_platform(study: Path) -> None:
     shutil.copytree(folder / PLATFORM, folder / "other_gpu")
 
 
+def test_the_precision_of_recovery_is_said(study):
+    """Cells of two machines may differ in it; those of earlier versions don't say."""
+    assert "in fp32, the dense network as teacher" in tables.recovery_in_words(read(load()))
+    edit(study / "reports/default/cells/l1-42.json", lambda cell: cell.update(precision="bf16"))
+    edit(study / "reports/default/cells/l1-2024.json", lambda cell: cell.pop("precision"))
+    assert "in bf16 and fp32, the dense" in tables.recovery_in_words(read(load()))
+
+
 def test_a_platform_that_timed_earlier_networks_alone_does_not_stand_in_the_way(study):
     """What a fresh clone on another machine finds: the committed timings belong to networks that are no more."""
     second_platform(study)
