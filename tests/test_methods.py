@@ -57,7 +57,7 @@ SHORT = dict.fromkeys(SEARCHED, QUICK) | TRAINED | {
 def few_steps(monkeypatch):
     """Every step ranks the whole network anew."""
     monkeypatch.setattr(_registry.method("depgraph"), "STEPS", 4)
-    monkeypatch.setattr(_registry.method("autocompress"), "COOLING", 0.3)
+    monkeypatch.setattr(_registry.method("autocompress"), "COOLING", 0.1)
 
 
 def decide(name: str, where) -> PruningPlan:
