@@ -71,11 +71,12 @@ def fresh(network: nn.Module, seed: int) -> nn.Module:
 def train(network: nn.Module, context: Context, options: Options, macs_ratio: float) -> int:
     """Trains in place with the MACs of ``options.images`` dense images; the images seen."""
     steps = max(1, int(options.images / macs_ratio) // options.batch_size)
-    network.to(memory_format=torch.channels_last)
+    network.to(memory_format=torch.contiguous_format)  # in channels_last, narrow shortcuts meet what strided.py is for
     data = batches(context.train, options.batch_size, context.generator)
     descent = SGD(network, options, {})
     for step in bar(range(steps), "from scratch"):
-        training_loss(network, next(data)).backward()
+        x, labels = next(data)
+        training_loss(network, (x.clone(memory_format=torch.contiguous_format), labels)).backward()
         descent.step(learning_rate(options, step, steps))
     return steps * options.batch_size
 
