@@ -297,9 +297,12 @@ def test_depgraph_trains_weak_channels_away_and_keeps_strong_ones():
     assert left[weak].max() < 0.9 * left[strong].min() and plan.extra_training_images == 96
 
 
-@pytest.mark.parametrize("name", ["structalign", "bilevel"])
-def test_learnt_gates_close_dead_channels_and_keep_vital_ones(name, monkeypatch):
-    """Dead: always zero. Vital: those whose closing costs a trained network most, by brute force."""
+@pytest.mark.parametrize(("name", "count"), [("structalign", 1920), ("bilevel", 960)])
+def test_learnt_gates_close_dead_channels_and_keep_vital_ones(name, count, monkeypatch):
+    """Dead: always zero. Vital: those whose closing costs a trained network most, by brute force.
+
+    Structalign's gates need so many steps to part by more than the noise of their sampling, in bf16 and in fp32.
+    """
     data = images(640, 1, 28, 10)
     network = trained(copy.deepcopy(zoo("resnet8")), data, epochs=2)
     groups, dead = zoo_groups("resnet8"), [3, 12, 20, 31]
@@ -312,7 +315,7 @@ def test_learnt_gates_close_dead_channels_and_keep_vital_ones(name, monkeypatch)
     gated = importlib.import_module("hobs_rspar.methods._gated")
     for place in {gated, module}:
         monkeypatch.setattr(place, "planned", lambda _context, logits, *_: found.append(logits), raising=False)
-    module.plan(where, module.Options(images=960, batch_size=16))
+    module.plan(where, module.Options(images=count, batch_size=16))
     logits = found[0].split(groups.sizes.tolist())[index]
     assert changes[dead].abs().max() < 1e-6 and logits[dead].max() < logits[vital].min()
 
@@ -506,7 +509,7 @@ def dead_channels(name: str = "resnet8", count: int = 4):
 @pytest.mark.parametrize("method", ["taylor_oneshot", "hobs_uniform", "hobs_rspar"])
 def test_dead_channels_go_first(method):
     network, groups, dead = dead_channels()
-    where = context("resnet8", method, budget=0.85)
+    where = context("resnet8", method, budget=0.7)  # at 0.85, a search may well take all from one group
     options = type("Options", (), {"batch_size": 64, "positions": 20, "damping": 1e-3})
     gates, factors = collect(network, groups, where.calibration, options, torch.Generator().manual_seed(0))
     where.network, where.inputs.parts["gates"], where.inputs.parts["factors"] = network, gates, factors
