@@ -8,6 +8,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 PAGE = ROOT / "docs" / "methods.md"
 METHODS = ROOT / "src" / "hobs_rspar" / "methods"
+MASKED = ROOT / "src" / "hobs_rspar" / "adaprune.py"
 HEADER = """# Methods
 
 Generated from the docstrings of `src/hobs_rspar/methods/` by `python tasks/methods_page.py`. All methods get the same
@@ -25,6 +26,7 @@ def page() -> str:
         parts.append(f"## `{path.stem}`\n\n{ast.get_docstring(ast.parse(path.read_text()))}\n")
         parts += [trials(json.loads(file.read_text()))
                   for file in sorted(ROOT.glob(f"reports/*/tuning/{path.stem}.json"))]
+    parts.append(f"## Masked sparsity: `adaprune`\n\n{ast.get_docstring(ast.parse(MASKED.read_text()))}\n")
     return "\n".join(parts)
 
 

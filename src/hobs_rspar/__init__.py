@@ -23,6 +23,7 @@ _PUBLIC = {
     "plot_sensitivity_heatmap": "evidence.plots",
     "plot_lambda_evolution": "evidence.plots",
     "unpruned": "baselines",
+    "adaprune_prune": "adaprune",
     "dep_graph_prune": "baselines",
     "taylor_prune": "baselines",
     "random_prune": "baselines",
@@ -51,13 +52,10 @@ _PUBLIC = {
     "hobs_uniform_prune": "baselines",
     "hobs_rspar_prune": "baselines",
 }
-_LATER = ("adaprune_prune",)  # published names without a method yet
 __all__ = sorted(_PUBLIC)
 
 
 def __getattr__(name: str):
-    if name in _LATER:
-        raise AttributeError(f"hobs_rspar.{name} is not available yet; docs/methods.md lists the methods that are")
     if name not in _PUBLIC:
         raise AttributeError(f"module 'hobs_rspar' has no attribute {name!r}")
     module = importlib.import_module(f"{__name__}.{_PUBLIC[name]}")

@@ -34,8 +34,9 @@ class MethodSummary:
         accuracy: mean with t interval over seeds, percent.
         before_recovery: mean validation accuracy after repair, percent.
         macs_ratio: kept fraction of the dense MACs, mean over seeds.
-        latency: p50 at batch 1, ms; median over cells with bootstrap interval.
-        throughput: images/s at batch 64, median over cells.
+        latency: p50 at batch 1, ms, at the platform's usual pace (:func:`at_usual_pace`); median over cells with
+            bootstrap interval.
+        throughput: images/s at batch 64, at the same pace, median over cells.
         speedup: dense time / pruned time at batch 64, median over cells with bootstrap interval.
         energy: J per image, median over cells.
         versus_reference: paired with ``unpruned`` on common seeds, points.
@@ -118,6 +119,29 @@ def speed_interval(evidence: Evidence, timings: list[dict], batch: str = THROUGH
     return _median(evidence, [entry["speedup"] for entry in entries])
 
 
+def at_usual_pace(timings: list[dict], batch: str, platform: dict[str, dict]) -> list[float]:
+    """p50 of each timed network, ms, as if the dense network beside it had run at its median pace over all cells.
+
+    A machine's clock wanders in the hours of a study, and cells fall into slower and faster phases. The dense network,
+    timed in turns with each of them, falls into the same phase; so the ratio of the two holds, and this is that ratio
+    times one dense time for all.
+
+    Args:
+        timings: of some cells.
+        batch: images, as text.
+        platform: all cells' timings on the machine, by cell.
+    """
+    paces = [entry["dense"]["p50_ms"] for entry in timed_batch(list(platform.values()), batch)]
+    return [plain.median(paces) * entry["pruned"]["p50_ms"] / entry["dense"]["p50_ms"]
+            for entry in timed_batch(timings, batch)]
+
+
+def throughput(timings: list[dict], platform: dict[str, dict]) -> float | None:
+    """Images/s at batch 64 and the usual pace, median over cells; arguments as :func:`at_usual_pace`."""
+    times = at_usual_pace(timings, THROUGHPUT_BATCH, platform)
+    return 1000 * int(THROUGHPUT_BATCH) / plain.median(times) if times else None
+
+
 def energy_ratio(evidence: Evidence, timings: list[dict]) -> Interval | None:
     """Dense J / pruned J per image, median over cells."""
     measured = [timing["energy"] for timing in timings if timing.get("energy")]
@@ -140,8 +164,6 @@ def _wilcoxon(evidence: Evidence, methods: dict[str, MethodSummary], ahead: dict
 def _method(evidence: Evidence, name: str) -> MethodSummary:
     cells, timings = evidence.of(name), evidence.timed(name)
     top1 = accuracies(evidence, name)
-    single = timed_batch(timings, LATENCY_BATCH)
-    throughput = [entry["pruned"]["throughput"] for entry in timed_batch(timings, THROUGHPUT_BATCH)]
     energy = [timing["energy"]["pruned_j"] for timing in timings if timing.get("energy")]
     return MethodSummary(
         method=name,
@@ -150,8 +172,8 @@ def _method(evidence: Evidence, name: str) -> MethodSummary:
         before_recovery=plain.fmean(cell["accuracy"]["after_repair"] for cell in cells),
         macs_ratio=plain.fmean(cell["plan"]["macs_ratio"] for cell in cells),
         params_ratio=plain.fmean(cell["plan"]["params_ratio"] for cell in cells),
-        latency=_median(evidence, [entry["pruned"]["p50_ms"] for entry in single]),
-        throughput=plain.median(throughput) if throughput else None,
+        latency=_median(evidence, at_usual_pace(timings, LATENCY_BATCH, evidence.timings)),
+        throughput=throughput(timings, evidence.timings),
         speedup=speed_interval(evidence, timings),
         energy=plain.median(energy) if energy else None,
         versus_reference=None if name == REFERENCE else difference(evidence, top1, accuracies(evidence, REFERENCE)),

@@ -9,7 +9,9 @@ from hobs_rspar.evidence.summary import (
     LATENCY_BATCH,
     THROUGHPUT_BATCH,
     Summary,
+    at_usual_pace,
     speed_interval,
+    throughput,
     timed_batch,
 )
 from hobs_rspar.evidence.table_formats import Column, Table
@@ -48,8 +50,7 @@ T6_COLUMNS = (
 def t5(evidence: Evidence, summary: Summary) -> Table | None:
     """A row per platform and method; None where nothing was timed."""
     everywhere = {evidence.platform: evidence.timings} | evidence.elsewhere
-    rows = [_platform_row(evidence, platform, method, [timings[cell["cell"]] for cell in evidence.of(method)
-                                                       if cell["cell"] in timings])
+    rows = [_platform_row(evidence, platform, method, timings)
             for platform, timings in everywhere.items() for method in summary.methods]
     rows = [row for row in rows if row["n"]]
     if not rows:
@@ -57,7 +58,7 @@ def t5(evidence: Evidence, summary: Summary) -> Table | None:
     note = ("One row per platform that timed the present networks and method; medians over cells, intervals by "
             "bootstrap over cells. Platforms are never mixed in one comparison; T1 shows the first. Another machine "
             "adds its rows by 'python pipeline/benchmark.py METHOD SEED'. Speedup: dense time / pruned time on the "
-            "same platform, measured in turns.")
+            "same platform, measured in turns; latency and throughput are such a ratio at the dense median time.")
     return Table("T5", f"T5. Platforms: {subject(evidence)}, {summary.n}", note, T5_COLUMNS, rows)
 
 
@@ -72,16 +73,16 @@ def t6(evidence: Evidence, summary: Summary) -> Table | None:
     return Table("T6", f"T6. Batch sizes: {subject(evidence)}, {summary.n}", note, T6_COLUMNS, rows)
 
 
-def _platform_row(evidence: Evidence, platform: str, method: str, timings: list[dict]) -> dict:
+def _platform_row(evidence: Evidence, platform: str, method: str, everything: dict[str, dict]) -> dict:
+    timings = [everything[cell["cell"]] for cell in evidence.of(method) if cell["cell"] in everything]
     row = {"platform": platform, "method": method, "n": len(timings)}
     if not timings:
         return row
     seen = timings[0]["fingerprint"]
-    single, many = timed_batch(timings, LATENCY_BATCH), timed_batch(timings, THROUGHPUT_BATCH)
     energy = [timing["energy"]["pruned_j"] for timing in timings if timing.get("energy")]
     return row | {"device": seen["device"], "threads": seen["threads"], "torch": seen["torch"],
-                  "latency_ms": _median(entry["pruned"]["p50_ms"] for entry in single),
-                  "throughput": _median(entry["pruned"]["throughput"] for entry in many),
+                  "latency_ms": _median(at_usual_pace(timings, LATENCY_BATCH, everything)),
+                  "throughput": throughput(timings, everything),
                   "energy_j": _median(energy)} | _speedup(evidence, timings, THROUGHPUT_BATCH)
 
 
