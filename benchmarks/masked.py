@@ -38,8 +38,9 @@ def main() -> None:
     seeds = len(study.params.study.seeds)
     note = ("Validation images; T16 has the other methods' validation accuracy. A surrogate of AdaPrune, by its "
             f"abstract: equally many zeros in every group of {max(DIRECTIONS.values())} weights. Mean over {seeds} "
-            "seeds of recovery, with the t interval where there are several. Speedup: dense time / masked time in PyTorch's "
-            "dense kernels, which multiply by zeros; an accelerator that skips them is not at hand: not measured.")
+            "seeds of recovery, with the t interval where there are several. Speedup: dense time / masked time in "
+            "PyTorch's dense kernels, which multiply by zeros; on an accelerator that skips them: not measured, none "
+            "is at hand.")
     table = {"name": "masked", "title": f"Masked sparsity at {budget:g}x MACs: {study.subject}", "note": note,
              "columns": COLUMNS, "rows": rows}
     study.publish(None, {"measured": None, "lo": None, "hi": None, "unit": "", "holds": None, "reason": "",

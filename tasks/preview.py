@@ -113,7 +113,8 @@ def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups
     for cell in params.cells:
         kind = "dense" if cell.startswith("unpruned-") else "pruned"
         trained = full_size_images(recipe, images, spec.image_size) + sum(recipe.curve)
-        guess[cell] = known.get(cell, trained / speed[kind] + rewards(params, cell) / infer)
+        guess[cell] = known.get(cell, trained / speed[kind] + allocation_seconds(params, cell, speed["dense"],
+                                                                                              infer))
     timed = claim_seconds(params)
     seconds = dense_seconds + 4 * START_SECONDS + total(params, guess, jobs) + sum(timed)
     return (f"make repro from nothing: about {in_words(seconds)} with JOBS={jobs}, of which pretraining "
@@ -129,13 +130,20 @@ def full_size_images(recipe, images: int, size: int) -> float:
     return images * sum((crop / size) ** 2 for crop in recipe.crops or [size] * recipe.epochs)
 
 
-def rewards(params: config.Params, cell: str) -> float:
-    """Images that a method's search runs plans on, at most; 0 for methods that do not search."""
+def allocation_seconds(params: config.Params, cell: str, training: float, infer: float) -> float:
+    """Of the plans that a method's search runs, at most, or of the dense network's training by the method.
+
+    Args:
+        training: images/s of the dense network; those that gates learn from count as the weights' do.
+        infer: images/s of a pruned network.
+    """
     name = cell.rpartition("-")[0]
     options = _registry.options(name, params.methods[name]).model_dump()
-    if "rounds" not in options:
-        return 0
-    return (options["first"] + options["rounds"] * options["measured"]) * options["images"]
+    if "first" in options:
+        return (options["first"] + options["rounds"] * options["measured"]) * options["images"] / infer
+    if "learning_rate" in options:
+        return options["images"] * (2 if "gate_rate" in options else 1) / training
+    return 0
 
 
 def shrunk(params: config.Params, network, groups: Groups):
