@@ -25,11 +25,11 @@ class Options(Section):
     """Options of the search; params.yaml says what each is for."""
 
     allocator: Literal["local_search", "ppo", "dqn"] = "local_search"
-    first: Annotated[int, Field(ge=4)] = 7
-    rounds: Positive = 1
+    first: Annotated[int, Field(ge=4)] = 12
+    rounds: Positive = 3
     measured: Positive = 4
     images: Annotated[int, Field(ge=1000)] = 1024
-    iterations: Positive = 48
+    iterations: Positive = 16
     episodes: Positive = 64
     hidden: Positive = 256
     learning_rate: Annotated[float, Field(gt=0)] = 3e-3
