@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import signal
 import time
 from pathlib import Path
@@ -37,7 +38,9 @@ def test_experiment_and_its_differences(study):
     assert list(metrics) == ["reports/micro/metrics.json"]
     assert metrics["reports/micro/metrics.json"]["l1.macs_ratio"]["new"] == pytest.approx(0.8, rel=0.01)
     study.run("dvc plots diff HEAD workspace")
-    assert (study.path / "dvc_plots/index.html").is_file()
+    page = (study.path / "dvc_plots/index.html").read_text()
+    assert page.count("vegaEmbed('#") == 2 and not re.search(r"<(?:script|link)[^>]*https?://", page)  # works offline
+    assert '"rev": "HEAD"' in page and '"rev": "workspace"' in page
     assert "wider" in study.run("dvc exp show --csv")
 
 

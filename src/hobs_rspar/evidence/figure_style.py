@@ -38,13 +38,18 @@ LARGER = {"*": 7.0, "P": 5.0, "X": 5.0}  # points; these shapes fill less of the
 
 @dataclass(frozen=True)
 class Drawing:
-    """A drawn figure, the data beside it (header and rows), the sentence that says how to read it, and its n."""
+    """A drawn figure, the data beside it (header and rows), the sentence that says how to read it, and its n.
+
+    Attributes:
+        drawn: what is true of the drawing only, not of the page's chart of the same rows.
+    """
 
     figure: Figure
     header: list[str]
     rows: list[list]
     caption: str
     n: str
+    drawn: str = ""
 
 
 def method_looks(methods: Sequence[str]) -> dict[str, dict]:

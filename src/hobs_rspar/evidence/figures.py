@@ -10,6 +10,7 @@ import matplotlib
 from hobs_rspar.evidence import outcome_figures, process_figures, recovery_figures
 from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.figure_style import STYLE, Drawing, file_bytes
+from hobs_rspar.evidence.interactive import Charts
 from hobs_rspar.evidence.summary import Summary
 from hobs_rspar.evidence.table_formats import csv_text
 
@@ -35,8 +36,10 @@ class ReportFigure:
     Attributes:
         name: file name without extension.
         caption: how to read it; where nothing is drawn, why.
+        drawn: the rest of the caption, which is true of the drawing, but not of ``chart``.
         n: what it is a mean of, such as ``n = 5 seeds``; empty where nothing is drawn.
         files: extension (``svg``, ``png``, ``csv``) to content; empty where nothing is drawn.
+        chart: the same to hover over, a Vega-Lite specification; None where there is none.
     """
 
     name: str
@@ -44,18 +47,22 @@ class ReportFigure:
     caption: str
     n: str
     files: dict[str, bytes]
+    chart: dict | None = None
+    drawn: str = ""
 
 
 def draw_all(evidence: Evidence, summary: Summary) -> list[ReportFigure]:
     """Every figure in the page's order."""
-    return [_draw(name, title, draw, evidence, summary) for name, title, draw in FIGURES]
+    charts = Charts(evidence)
+    return [_draw(name, title, draw, evidence, summary, charts) for name, title, draw in FIGURES]
 
 
-def _draw(name: str, title: str, draw: Draw, evidence: Evidence, summary: Summary) -> ReportFigure:
+def _draw(name: str, title: str, draw: Draw, evidence: Evidence, summary: Summary, charts: Charts) -> ReportFigure:
     with matplotlib.rc_context(STYLE):
         drawing = draw(evidence, summary)
     if isinstance(drawing, str):
         return ReportFigure(name, title, f"Not drawn: {drawing}.", "", {})
     rows = [[float(f"{value:.7g}") if isinstance(value, float) else value for value in row] for row in drawing.rows]
     data = csv_text(drawing.header, rows).encode()
-    return ReportFigure(name, title, drawing.caption, drawing.n, file_bytes(drawing.figure) | {"csv": data})
+    return ReportFigure(name, title, drawing.caption, drawing.n, file_bytes(drawing.figure) | {"csv": data},
+                        charts.of(name, drawing.header, rows), drawing.drawn)

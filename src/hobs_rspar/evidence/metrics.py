@@ -26,12 +26,10 @@ def accuracy_by_cell(evidence: Evidence) -> str:
 
 
 def recovery_by_epoch(evidence: Evidence) -> str:
-    """``epoch`` and a column per method: validation accuracy before and during recovery, mean over seeds, percent."""
-    curves = {method: mean_recovery(evidence, method)[1] for method in evidence.methods}
-    epochs = max(len(curve) for curve in curves.values())
-    rows = [[epoch, *(round(curve[epoch], 4) if epoch < len(curve) else "" for curve in curves.values())]
-            for epoch in range(epochs)]
-    return csv_text(["epoch", *curves], rows)
+    """``method, images, validation_top1``: before and after every epoch of recovery, mean over seeds, percent."""
+    rows = [[method, round(images), round(top1, 4)] for method in evidence.methods
+            for images, top1 in zip(*mean_recovery(evidence, method), strict=True)]
+    return csv_text(["method", "images", "validation_top1"], rows)
 
 
 def mean_recovery(evidence: Evidence, method: str) -> tuple[list[float], list[float]]:

@@ -24,8 +24,8 @@ def accuracy_macs(evidence: Evidence, summary: Summary) -> Drawing:
     moved = max(abs(places[name] - costs[name]) for name in costs)
     aside = f" Points are moved by up to {moved:.4f} so that none hides another." if moved else ""
     return Drawing(figure, ["method", "n", "macs_ratio", "top1", "top1_lo", "top1_hi"], rows,
-                   f"Mean over seeds with its t interval. The horizontal axis is broken between clusters.{aside}",
-                   summary.n)
+                   "Mean over seeds with its t interval.", summary.n,
+                   f"The horizontal axis is broken between clusters.{aside}")
 
 
 def accuracy_latency(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -42,8 +42,8 @@ def accuracy_latency(evidence: Evidence, summary: Summary) -> Drawing | str:
             for name, latency in timed.items()]
     header = ["method", "n", "latency_ms", "latency_lo", "latency_hi", "top1", "top1_lo", "top1_hi"]
     return Drawing(figure, header, rows, "Horizontal: median over cells with its bootstrap interval, platform "
-                   f"{evidence.platform}. Vertical: mean over seeds with its t interval. The horizontal axis is broken "
-                   "between clusters.", summary.n)
+                   f"{evidence.platform}. Vertical: mean over seeds with its t interval.", summary.n,
+                   "The horizontal axis is broken between clusters.")
 
 
 def paired_differences(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -68,10 +68,9 @@ def paired_differences(evidence: Evidence, summary: Summary) -> Drawing | str:
             for name, difference in rows]
     return Drawing(figure, ["rival", "n", "difference", "lo", "hi", "bootstrap_lo", "bootstrap_hi", "effect_size",
                             "p_adjusted", "wilcoxon_p"], data,
-                   f"Right of zero {OURS} is ahead. Mean with {rows[0][1].kind} interval; pale points are the "
-                   f"single seeds; p is Holm-adjusted over the rivals. {REFERENCE} is judged by its margin (dotted), "
-                   "not by p.",
-                   summary.n)
+                   f"Right of zero {OURS} is ahead. Mean with {rows[0][1].kind} interval; p is Holm-adjusted over the "
+                   f"rivals. {REFERENCE} is judged by its margin, not by p.", summary.n,
+                   "Pale points are the single seeds; the margin is dotted.")
 
 
 def clusters(costs: dict[str, float], gap: float) -> list[list[str]]:

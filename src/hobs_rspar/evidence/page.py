@@ -1,25 +1,30 @@
-"""index.html: one file that holds everything, with figures inlined, no script and no request to anywhere."""
+"""index.html: one file that holds everything: figures, charts, the scripts that draw them; no request to anywhere."""
 
 from __future__ import annotations
 
+import ast
 import base64
+import json
 import math
 from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
+from markupsafe import Markup
 
+from hobs_rspar.config import METHODS
 from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.claims import FAILS, HOLDS, NOT_MEASURED, Claim
 from hobs_rspar.evidence.figure_style import method_looks
 from hobs_rspar.evidence.figures import ReportFigure
+from hobs_rspar.evidence.interactive import Charts, renderer
 from hobs_rspar.evidence.statistics import Interval
 from hobs_rspar.evidence.summary import LATENCY_BATCH, OURS, REFERENCE, THROUGHPUT_BATCH, MethodSummary, Summary
 from hobs_rspar.evidence.table_formats import NOT_MEASURED as EMPTY
 from hobs_rspar.evidence.table_formats import Column, Table
 from hobs_rspar.evidence.tables import budget, conditions, recovery_in_words, subject, wilcoxon_note
 
-TEMPLATE = Path(__file__).with_name("page.html.j2")
+TEMPLATE, SCRIPT = (Path(__file__).with_name(name) for name in ("page.html.j2", "page.js"))
 T1_HEADINGS = ("Method", "n", "Top-1, test (%)", "Before recovery (%)", "MACs kept", "Parameters kept",
                f"Latency, batch {LATENCY_BATCH} (ms)", f"Throughput, batch {THROUGHPUT_BATCH} (images/s)",
                "Energy (J/image)", f"Speedup, batch {THROUGHPUT_BATCH}", f"Difference to {REFERENCE} (points)",
@@ -69,7 +74,16 @@ def render(evidence: Evidence, summary: Summary, parts: Parts) -> str:
         colours={name: look["color"] for name, look in looks.items()}, ours=OURS, images=_images(parts.figures),
         setup=setup(evidence), recipe=recipe(evidence), limits=limitations(evidence, summary),
         further=[table for name, table in parts.tables.items() if name not in PLACED],
-        flags=[flag for method in summary.methods.values() for flag in method.flags])
+        flags=[flag for method in summary.methods.values() for flag in method.flags],
+        methods={name: about(name) for name in summary.methods}, charts=_in_script(_charts(evidence, parts.figures)),
+        renderer=Markup(renderer()), script=Markup(SCRIPT.read_text(encoding="utf-8")))
+
+
+def about(method: str) -> tuple[str, list[str]]:
+    """First line and further paragraphs of a method's docstring."""
+    text = ast.get_docstring(ast.parse((METHODS / f"{method}.py").read_text(encoding="utf-8")))
+    first, *rest = text.split("\n\n")
+    return first, rest
 
 
 def number(value: float | None, decimals: int) -> str:
@@ -141,6 +155,16 @@ def limitations(evidence: Evidence, summary: Summary) -> list[str]:
 
 def _text(value) -> str:
     return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _charts(evidence: Evidence, figures: list[ReportFigure]) -> dict[str, dict]:
+    """Chart by the name of its place on the page."""
+    return {figure.name: figure.chart for figure in figures if figure.chart} | {"explorer": Charts(evidence).explorer()}
+
+
+def _in_script(content: dict) -> Markup:
+    """JSON that cannot end the element around it."""
+    return Markup(json.dumps(content, ensure_ascii=False).replace("<", "\\u003c"))
 
 
 def _images(figures: list[ReportFigure]) -> dict[str, str]:
