@@ -27,6 +27,7 @@ from _task import FOLDER, check_options, only_one, run
 
 from hobs_rspar import config
 from hobs_rspar.errors import UserError
+from hobs_rspar.paths import Paths
 
 STAMPS = FOLDER / "without_dvc"
 
@@ -48,7 +49,9 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[], metavar="WORD",
                         help="stages whose name begins with one of these, such as data, finetune@l1-7")
     options = parser.parse_args()
-    check_options(config.load())
+    params = config.load()
+    check_options(params)
+    Paths.of(params.study).claims.mkdir(parents=True, exist_ok=True)  # the report's, claims or not
     values = yaml.safe_load(Path("params.yaml").read_text())
     todo = [stage for stage in stages(yaml.safe_load(Path("dvc.yaml").read_text())["stages"], values)
             if not options.only or stage.name.startswith(tuple(options.only))]
