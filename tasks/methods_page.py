@@ -16,8 +16,8 @@ dense checkpoint, the same kept MACs (within 1 %), the same recovery and the sam
 on test data or on the study's seeds; their options are the published defaults unless params.yaml says otherwise.
 Methods with constants to tune get the same number of trials (`python benchmarks/tuning.py METHOD`, on validation images
 and seeds of development); where they were run, they are listed, and params.yaml has the values of the best one.
-`hobs_rspar` was developed on such images and seeds beyond its trials, as a new method is; its search is longer than that
-of its best trial ([search.md](search.md) says why).
+`hobs_rspar` was developed on such images and seeds beyond its trials, as a new method is; its search is longer than
+its best trial's ([search.md](search.md) says why).
 """
 
 

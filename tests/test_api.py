@@ -71,8 +71,7 @@ PUBLISHED = {
        for name in ("dep_graph", "taylor", "random", "random_repair", "l1", "l1_repair", "l2_global", "fpgm", "lamp",
                     "udfc", "udfc_seed", "depgraph", "jtp", "jtp_seed", "bilevel", "bilevel_seed", "structalign",
                     "structalign_seed", "scratch", "taylor_iterative", "hrank", "decore", "autocompress", "amc", "gnn",
-                    "hobs_uniform",
-                    "hobs_rspar")},
+                    "adaprune", "hobs_uniform", "hobs_rspar")},
     "compress": {"model": REQUIRED, "loader": REQUIRED, "macs": 0.5},
 }
 

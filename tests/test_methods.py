@@ -4,6 +4,7 @@ import copy
 import importlib
 import itertools
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -784,3 +785,9 @@ def test_options_are_checked():
         _registry.method("hobs_rspr")
     with pytest.raises(UserError, match="method '_protocol' is not known"):
         _registry.method("_protocol")
+
+
+def test_no_method_insists_on_a_precision():
+    """bf16 without hardware for it is several times slower than fp32; params and the machine decide (device.py)."""
+    for path in (Path(__file__).resolve().parents[1] / "src/hobs_rspar/methods").glob("*.py"):
+        assert not re.search(r"[\"'](?:bf16|fp32)[\"']|torch\.bfloat16", path.read_text()), path.name

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import matplotlib
 
-from hobs_rspar.evidence import outcome_figures, process_figures, recovery_figures
+from hobs_rspar.evidence import outcome_figures, process_figures, recovery_figures, roofline_figure
 from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.figure_style import STYLE, Drawing, file_bytes
 from hobs_rspar.evidence.interactive import Charts
@@ -25,6 +25,7 @@ FIGURES: tuple[tuple[str, str, Draw], ...] = (
     ("sensitivity", "Sensitivity of every channel", process_figures.sensitivity),
     ("reward_curve", "Reward of the search", process_figures.reward_curve),
     ("lambda_curve", "λ(t) and the expected accuracy drop", process_figures.lambda_curve),
+    ("roofline", "Convolutions under the roofline", roofline_figure.roofline),
     ("measured_plans", "Plans measured by the search", process_figures.measured_plans),
 )
 

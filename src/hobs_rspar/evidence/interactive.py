@@ -165,6 +165,15 @@ class Charts:
             color=self._colour(rows), shape=self._shape(rows), opacity=self.faded, tooltip=_tips(rows)
         ).add_params(self.picked), HEIGHT
 
+    def _roofline(self, rows: Rows) -> Sized:
+        colours = {"dense": self.colours.get(REFERENCE, "#000000")} | self.colours
+        scale = alt.Scale(type="log", nice=False)
+        base = _base(rows).encode(x=alt.X("intensity:Q", title="Multiply-accumulates per byte", scale=scale))
+        points = base.mark_point(filled=True, size=60).encode(
+            y=alt.Y("gmacs:Q", title="GMAC/s", scale=scale), tooltip=_tips(rows),
+            color=alt.Color("network:N", title=None, scale=_among(colours, rows, "network")))
+        return alt.layer(points, base.mark_line(color="#444444").encode(y="roof:Q")), HEIGHT
+
     def _colour(self, rows: Rows, field: str = "method", **options) -> alt.Color:
         """The methods that the rows have, each in its colour."""
         return alt.Color(f"{field}:N", title=None, scale=_among(self.colours, rows, field), **options)

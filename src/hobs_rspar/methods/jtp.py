@@ -98,7 +98,7 @@ class Guide:
         images = self.context.calibration.first(self.options.held_out)
         self.evaluations += 1
         with Gates(self.context.groups).applied(network, mask[None].to(images.pixels.device)):
-            return accuracy(logits(network, images, "bf16"), images.labels) / 100
+            return accuracy(logits(network, images, "auto"), images.labels) / 100
 
     def _decode(self, state: Tensor, seen: Tensor, chosen: Tensor, paid: Tensor) -> None:
         """One step of the embeddings: the reward must be readable from them, the states and the actions."""

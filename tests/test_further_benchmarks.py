@@ -1,0 +1,83 @@
+"""The experiments that are run by hand, on a study of a few images: their tables follow from what was measured."""
+
+import json
+import sys
+
+import pytest
+import small_study
+import torch
+from clones import ROOT
+
+from hobs_rspar import checkpoint
+from hobs_rspar.evidence import claim_files
+
+sys.path.append(str(ROOT / "benchmarks"))  # as Python does for the script's own folder
+
+import masked  # noqa: E402
+import peers  # noqa: E402
+import roofline  # noqa: E402
+
+
+@pytest.fixture()
+def study(tmp_path, monkeypatch):
+    folder = small_study.make(tmp_path, monkeypatch, study__seeds=[7, 8], study__budget={
+        "macs": 0.5, "latency_ms": None, "latency_ratio": None})
+    (folder / "data/fashion_mnist/test.safetensors").unlink()  # nobody may look at it
+    return folder
+
+
+def tables(folder, monkeypatch, module) -> dict[str, list[dict]]:
+    """Runs an experiment; the rows of its tables."""
+    monkeypatch.setattr(sys, "argv", [f"{module.__name__}.py"])
+    threads = torch.get_num_threads()
+    try:
+        module.main()
+    finally:
+        torch.set_num_threads(threads)
+    record, = claim_files.read(folder / "reports/small/claims").values()
+    assert not record.judged
+    return {table.name: table.rows for table in record.tables}
+
+
+def test_masked_sparsity(study, monkeypatch):
+    monkeypatch.setattr(masked, "SECONDS", 0.2)
+    rows = tables(study, monkeypatch, masked)["masked"]
+    assert [row["direction"] for row in rows] == ["input channels", "output channels"]
+    for row in rows:
+        assert row["n"] == 2 and row["macs_ratio"] == pytest.approx(0.5, rel=0.01)
+        assert row["top1_lo"] <= row["top1"] <= row["top1_hi"] and 0 < row["weights_ratio"] < 0.7
+
+
+def test_masked_sparsity_needs_a_budget_of_macs(tmp_path, monkeypatch):
+    small_study.make(tmp_path, monkeypatch, study__budget={"macs": None, "latency_ms": None, "latency_ratio": 0.5})
+    for module in (masked, peers):
+        with pytest.raises(Exception, match="study.budget.macs is null"):
+            module.main()
+
+
+def test_torch_pruning_by_itself(study, monkeypatch):
+    monkeypatch.setattr(peers, "OURS", ("l1",))
+    monkeypatch.setattr(peers, "SECONDS", 0.2)
+    monkeypatch.setattr(peers, "IMAGES", 8)
+    rows = tables(study, monkeypatch, peers)["peers"]
+    assert [row["network"] for row in rows] == [*(f"Torch-Pruning: {name}" for name in peers.PEERS), "l1"]
+    for row in rows:
+        assert row["macs_ratio"] == pytest.approx(0.5, rel=0.15)  # its steps are coarse on so small a network
+        assert 0 <= row["top1"] <= 100 and row["params_ratio"] < 1 and row["speedup"] > 0
+
+
+def test_roofline(study, monkeypatch):
+    dense = study / "artifacts/dense/fashion_mnist_resnet8/dense.safetensors"
+    with pytest.raises(Exception, match="recovered.safetensors is missing"):
+        tables(study, monkeypatch, roofline)
+    small_study.set_params(study, study__methods=["unpruned", "l1", "hobs_rspar"])
+    network, spec = checkpoint.load_with_spec(dense)
+    for method, top1 in (("unpruned", 99.0), ("l1", 50.0), ("hobs_rspar", 60.0)):
+        cell = study / f"artifacts/small/cells/{method}-7"
+        checkpoint.save(cell / "recovered.safetensors", network, spec)
+        (cell / "recovery.json").write_text(json.dumps({"top1_validation": top1}))
+    found = tables(study, monkeypatch, roofline)
+    assert list(dict.fromkeys(row["network"] for row in found["T14"])) == ["dense", "hobs_rspar", "l1"]
+    for name in ("dense", "hobs_rspar", "l1"):
+        assert sum(row["share"] for row in found["T14"] if row["network"] == name) == pytest.approx(100, abs=0.5)
+    assert all(row["bound"] in ("memory", "arithmetic") and row["roof"] > 0 for row in found["T14_layers"])
