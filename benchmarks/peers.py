@@ -11,20 +11,16 @@ from collections.abc import Callable, Iterator
 
 import torch
 import torch_pruning as tp
-from _experiment import publish, run
+from _bench import Bench, budget_of_macs, publish_tables
+from _experiment import run
 from torch import nn
 from torch.nn import functional as F
-from tuning import Bench
 
-from hobs_rspar import config, cost, training
+from hobs_rspar import config, cost
 from hobs_rspar.curvature import repair
 from hobs_rspar.data import Images
 from hobs_rspar.device import keep_freed_memory
-from hobs_rspar.errors import UserError
-from hobs_rspar.hardware import timing
-from hobs_rspar.methods import _registry
 from hobs_rspar.progress import bar
-from hobs_rspar.strided import sliced
 
 SEEDS = (0, 1)  # of development
 STEPS = 40  # of Torch-Pruning's pruner, from all channels to none; scores are computed anew before each
@@ -68,25 +64,22 @@ PEERS = {
 def main() -> None:
     keep_freed_memory()
     started, params = time.perf_counter(), config.load()
-    if params.study.budget.macs is None:
-        raise UserError("params.yaml: study.budget.macs is null, but Torch-Pruning knows no budget of latency; set it, "
-                        "and the latencies to null")
+    budget = budget_of_macs(params, "Torch-Pruning knows no budget of latency")
     torch.set_num_threads(params.allocation.threads)
     bench = Bench(params, OURS[0])
     networks = dict([*theirs(bench), *ours(params)])
-    speedups = in_turns(bench, [network for network, _ in networks.values()])
+    speedups = bench.speedups([network for network, _ in networks.values()], BATCH, SECONDS)
     rows = [row(bench, name, network, seconds, speedup)
             for (name, (network, seconds)), speedup in zip(networks.items(), speedups, strict=True)]
     study = params.study
-    subject = f"{study.network} on {study.dataset} at {study.budget.macs:g}x MACs, CPU, 1 thread"
+    subject = f"{study.network} on {study.dataset} at {budget:g}x MACs, CPU, 1 thread"
     note = (f"Torch-Pruning {tp.__version__}'s own pruner in {STEPS} steps, stopped at the step nearest to the budget; "
             "where that is more than 1 % off, compare with care. Batch norms are re-estimated for all before recovery. "
             f"Validation images, mean over seeds {', '.join(map(str, SEEDS))} of recovery by the study's recipe. "
             "Speedup: dense time / pruned time, all networks timed in turns.")
-    publish(params, {"claim": None, "measured": None, "lo": None, "hi": None, "unit": "", "holds": None, "reason": "",
-                     "conditions": subject, "seconds": round(time.perf_counter() - started, 1),
-                     "tables": [{"name": "peers", "title": f"Torch-Pruning by itself and ours: {subject}", "note": note,
-                                 "columns": COLUMNS, "rows": rows}]})
+    publish_tables(params, subject, started, [
+        {"name": "peers", "title": f"Torch-Pruning by itself and ours: {subject}", "note": note, "columns": COLUMNS,
+         "rows": rows}])
 
 
 def theirs(bench: Bench) -> Iterator[tuple[str, tuple[nn.Module, float]]]:
@@ -120,38 +113,20 @@ def ours(params: config.Params) -> Iterator[tuple[str, tuple[nn.Module, float]]]
     """Name, repaired network and seconds for ours."""
     for name in OURS:
         bench, started = Bench(params, name), time.perf_counter()
-        plan = _registry.method(name).plan(bench.context(SEEDS[0]), _registry.options(name, params.methods[name]))
-        yield name, (bench.pruned(plan), time.perf_counter() - started)
-
-
-def in_turns(bench: Bench, networks: list[nn.Module]) -> list[float]:
-    """Time of the dense network / time of each."""
-    device = torch.device("cpu")
-    every = [timing.prepared(copy.deepcopy(network), device) for network in (bench.network, *networks)]
-    x = timing.example((BATCH, *bench.spec.example().shape[1:]), device)
-    dense, *others = (samples.median for samples in timing.measure(every, x, timing.Schedule(SECONDS)))
-    return [dense / other for other in others]
+        yield name, (bench.pruned(bench.plan(params.methods[name], SEEDS[0])), time.perf_counter() - started)
 
 
 def row(bench: Bench, name: str, network: nn.Module, seconds: float, speedup: float) -> dict:
     """Validation accuracy before and after recovery, and what the network costs."""
-    example, validation = bench.spec.example(), bench.splits["validation"]
+    example = bench.spec.example()
     if name not in OURS:
         repair.reestimate_batchnorm(network, bench.splits["calibration"].first(bench.params.prune.images))
     dense, small = (cost.count(which, example) for which in (bench.network, network))
-    before = training.accuracy(training.logits(network, validation), validation.labels)
-    after = [recovered(bench, copy.deepcopy(network), seed) for seed in bar(SEEDS, name)]
+    before = bench.validated(network)
+    after = [bench.recovered(copy.deepcopy(network), seed) for seed in bar(SEEDS, name)]
     return {"network": name, "macs_ratio": round(small.macs / dense.macs, 4),
             "params_ratio": round(small.params / dense.params, 4), "before": round(before, 2),
             "top1": round(plain.fmean(after), 2), "seconds": round(seconds, 1), "speedup": round(speedup, 2)}
-
-
-def recovered(bench: Bench, network: nn.Module, seed: int) -> float:
-    recipe = bench.params.finetune
-    teacher = bench.network if recipe.distillation.weight > 0 else None
-    task = training.Task(network, bench.splits["train"], bench.splits["validation"], recipe, seed, "finetune", teacher)
-    with sliced(network):
-        return training.fit(task, training.State(), lambda state: None).history[-1]["validation_top1"]
 
 
 if __name__ == "__main__":

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import torch
-from _experiment import publish, run
+from _bench import publish_tables
+from _experiment import run
 
 from hobs_rspar import checkpoint, config
 from hobs_rspar.device import resolve_device
@@ -50,8 +51,7 @@ def main() -> None:
                "note": f"{note} Roofline: the lower of arithmetic and of bandwidth times MACs per byte; a layer above "
                        "it found its data in a cache.",
                "rows": [row for name, calls in profiles.items() for row in by_layer(name, calls, ceilings)]}]
-    publish(params, {"claim": None, "measured": None, "lo": None, "hi": None, "unit": "", "holds": None, "reason": "",
-                     "conditions": subject, "seconds": round(time.perf_counter() - started, 1), "tables": tables})
+    publish_tables(params, subject, started, tables)
 
 
 def networks(params: config.Params, paths: Paths) -> dict[str, Path]:

@@ -12,75 +12,18 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 import yaml
+from _bench import Bench
 from _experiment import run
 
-from hobs_rspar import checkpoint, config, data, surgery, training
-from hobs_rspar.allocation.expense import limited
-from hobs_rspar.allocation.space import Space
-from hobs_rspar.coupling import Groups
-from hobs_rspar.curvature import repair
-from hobs_rspar.device import keep_freed_memory, resolve_device
+from hobs_rspar import config
+from hobs_rspar.device import keep_freed_memory
 from hobs_rspar.errors import UserError, did_you_mean
-from hobs_rspar.methods import _registry
-from hobs_rspar.methods._protocol import Context, FileInputs
 from hobs_rspar.paths import Paths
-from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
-from hobs_rspar.seeds import derived_seed, generator
-from hobs_rspar.strided import sliced
+from hobs_rspar.seeds import derived_seed
 
 RANGES = Path(__file__).with_suffix(".yaml")
-
-
-class Bench:
-    """The study of params.yaml, with one method's constants to be changed.
-
-    Args:
-        params: of the study.
-        method: its name.
-    """
-
-    def __init__(self, params: config.Params, method: str):
-        self.params, self.method, self.paths = params, method, Paths.of(params.study)
-        self.device = resolve_device(params.device)
-        network, self.spec = checkpoint.load_with_spec(self.paths.dense / "dense.safetensors")
-        self.network = network.to(self.device, memory_format=torch.channels_last)
-        self.groups = Groups.from_json(json.loads((self.paths.dense / "groups.json").read_text()))
-        self.splits = {name: data.load(self.paths.data, name, self.device)
-                       for name in ("train", "calibration", "validation")}
-
-    def top1(self, constants: dict, seed: int) -> float:
-        """Validation accuracy in percent after recovery."""
-        torch.set_num_threads(self.params.allocation.threads)
-        plan = _registry.method(self.method).plan(self.context(seed), _registry.options(self.method, constants))
-        recipe = self.params.finetune
-        teacher = self.network if recipe.distillation.weight > 0 else None
-        task = training.Task(self.pruned(plan), self.splits["train"], self.splits["validation"], recipe, seed,
-                             "finetune", teacher)
-        with sliced(task.network):
-            return training.fit(task, training.State(), lambda state: None).history[-1]["validation_top1"]
-
-    def context(self, seed: int) -> Context:
-        allocation, asked = self.params.allocation, self.params.study.budget.model_dump()
-        budget, expense = limited(self.groups, asked, json.loads(self.paths.latency.read_text()))
-        space = Space(self.groups, budget, allocation.min_ratio, allocation.tolerance, expense)
-        return Context(self.network, self.spec, space, self.method, seed, self.params.study.dataset,
-                       {key: value for key, value in asked.items() if value is not None},
-                       FileInputs(self.paths.dense, self.paths.data, self.device))
-
-    def pruned(self, plan: PruningPlan) -> torch.nn.Module:
-        """As the prune stage leaves it."""
-        dense, _ = checkpoint.load_with_spec(self.paths.dense / "dense.safetensors")
-        if plan.weights:
-            dense = checkpoint.fit(dense, plan.weights, plan.method)
-        pruned = surgery.remove(dense, self.spec.example(), plan)
-        dense, pruned = (network.to(self.device, memory_format=torch.channels_last) for network in (dense, pruned))
-        options = self.params.prune
-        repair.carry_out(plan, pruned, dense, self.groups, self.splits["calibration"].first(options.images), options,
-                         generator(plan.seed, "prune", plan.method))
-        return pruned
 
 
 def main() -> None:

@@ -113,8 +113,8 @@ def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups
     for cell in params.cells:
         kind = "dense" if cell.startswith("unpruned-") else "pruned"
         trained = full_size_images(recipe, images, spec.image_size) + sum(recipe.curve)
-        guess[cell] = known.get(cell, trained / speed[kind] + allocation_seconds(params, cell, speed["dense"],
-                                                                                              infer))
+        allocated = allocation_seconds(params, cell, speed["dense"], infer)
+        guess[cell] = known.get(cell, trained / speed[kind] + allocated)
     timed = claim_seconds(params)
     seconds = dense_seconds + 4 * START_SECONDS + total(params, guess, jobs) + sum(timed)
     return (f"make repro from nothing: about {in_words(seconds)} with JOBS={jobs}, of which pretraining "

@@ -67,26 +67,33 @@ def main() -> None:
 
 def reproduce(todo: list[Stage], values: dict, seconds: float) -> list[str]:
     """Runs what is stale; the names of the stages that failed."""
-    started, failed = time.monotonic(), []
+    started, failed, lost = time.monotonic(), [], set()
     for place, stage in enumerate(todo, 1):
         if time.monotonic() - started > seconds:
             sys.exit(f"{seconds / 60:g} minutes are over: {len(todo) - place + 1} of {len(todo)} stages are left; the "
                      "same command goes on from here")
-        if not done(stage, values, f"[{place}/{len(todo)}]"):
+        if not done(stage, values, lost, f"[{place}/{len(todo)}]"):
             failed.append(stage.name)
+            lost |= set(stage.outs)
     return failed
 
 
-def done(stage: Stage, values: dict, place: str) -> bool:
-    """Runs a stage unless nothing has changed since it ended; whether its results are there."""
-    missing = [name for name in stage.deps if not Path(name).exists()]
+def done(stage: Stage, values: dict, lost: set[str], place: str) -> bool:
+    """Runs a stage unless nothing has changed since it ended; whether its results are there.
+
+    Args:
+        lost: outputs of stages that failed; what lies there is of an earlier time.
+        place: among all stages, in words.
+    """
+    missing = [name for name in stage.deps if name in lost or not Path(name).exists()]
     if missing:
-        print(f"{place} {stage.name}: left out, {missing[0]} is missing", file=sys.stderr)
+        print(f"{place} {stage.name}: left out, {missing[0]} is missing or of an earlier time", file=sys.stderr)
         return False
     stamp, now = STAMPS / f"{stage.name}.json", json.dumps(state(stage, values), indent=1)
     if stamp.is_file() and stamp.read_text() == now and all(Path(name).exists() for name in stage.outs):
         return True
     print(f"{place} {stage.name}", flush=True)
+    stamp.unlink(missing_ok=True)  # a stage that is killed has not ended
     if subprocess.run([sys.executable, *shlex.split(stage.cmd)[1:]]).returncode:  # a command is "python SCRIPT ..."
         return False
     stamp.parent.mkdir(parents=True, exist_ok=True)
@@ -110,23 +117,16 @@ def digest(path: Path) -> str:
 
 
 def stages(defined: dict[str, dict], values: dict) -> Iterator[Stage]:
-    """Every stage in an order in which they can run: dvc.yaml has them so, and cells go one after the other."""
-    alone = [(name, entry) for name, entry in defined.items() if "method" not in entry.get("matrix", {})]
-    of_cells = [(name, entry) for name, entry in defined.items() if "method" in entry.get("matrix", {})]
-    first = [part for part in alone if part[0] not in ("export", "report")]
-    last = [part for part in alone if part[0] in ("export", "report")]
-    for name, entry in first:
-        yield from (_stage(name, entry, values, item) for item in items(entry, values))
-    for item in items(of_cells[0][1], values):
-        yield from (_stage(name, entry, values, item) for name, entry in of_cells)
-    for name, entry in last:
-        yield from (_stage(name, entry, values, item) for item in items(entry, values))
+    """Every stage in an order in which they can run: dvc.yaml's, where stages of one matrix go item by item."""
+    for matrix, block in itertools.groupby(defined.items(), lambda part: part[1].get("matrix", {})):
+        entries = list(block)
+        for item in items(matrix, values):
+            yield from (_stage(name, entry, values, item) for name, entry in entries)
 
 
-def items(entry: dict, values: dict) -> list[dict]:
-    """What the ``matrix`` of a stage goes through: one dictionary for each of its stages."""
-    lists = {key: at(values, text.strip("${}")) if isinstance(text, str) else text
-             for key, text in entry.get("matrix", {}).items()}
+def items(matrix: dict[str, str], values: dict) -> list[dict]:
+    """What a ``matrix`` goes through: one dictionary for each of its stages."""
+    lists = {key: at(values, text.strip("${}")) for key, text in matrix.items()}
     return [dict(zip(lists, chosen)) for chosen in itertools.product(*lists.values())]
 
 

@@ -9,6 +9,7 @@ import torch
 from clones import ROOT
 
 from hobs_rspar import checkpoint
+from hobs_rspar.errors import UserError
 from hobs_rspar.evidence import claim_files
 
 sys.path.append(str(ROOT / "benchmarks"))  # as Python does for the script's own folder
@@ -51,7 +52,7 @@ def test_masked_sparsity(study, monkeypatch):
 def test_masked_sparsity_needs_a_budget_of_macs(tmp_path, monkeypatch):
     small_study.make(tmp_path, monkeypatch, study__budget={"macs": None, "latency_ms": None, "latency_ratio": 0.5})
     for module in (masked, peers):
-        with pytest.raises(Exception, match="study.budget.macs is null"):
+        with pytest.raises(UserError, match="study.budget.macs is null"):
             module.main()
 
 
@@ -68,7 +69,7 @@ def test_torch_pruning_by_itself(study, monkeypatch):
 
 def test_roofline(study, monkeypatch):
     dense = study / "artifacts/dense/fashion_mnist_resnet8/dense.safetensors"
-    with pytest.raises(Exception, match="recovered.safetensors is missing"):
+    with pytest.raises(UserError, match="recovered.safetensors is missing"):
         tables(study, monkeypatch, roofline)
     small_study.set_params(study, study__methods=["unpruned", "l1", "hobs_rspar"])
     network, spec = checkpoint.load_with_spec(dense)

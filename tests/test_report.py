@@ -29,7 +29,7 @@ from synthetic_cells import (
 
 from hobs_rspar.config import DATASETS, NETWORKS, available_methods, load
 from hobs_rspar.errors import UserError
-from hobs_rspar.evidence import leads, published, readme, stability, studies, tables, timings
+from hobs_rspar.evidence import leads, page, published, readme, stability, studies, tables, timings
 from hobs_rspar.evidence.cells import read
 from hobs_rspar.evidence.figures import FIGURES
 from hobs_rspar.evidence.page import limitations
@@ -457,6 +457,29 @@ def test_page_is_one_file_without_requests(report):
     assert "Not drawn" not in page and "/tmp" not in page
     anchors = {source[1:] for source in sources if source.startswith("#")}
     assert {"T1", "T6", "recovery"} <= anchors and all(f'id="{anchor}"' in page for anchor in anchors)
+
+
+def test_a_slow_phase_of_the_machine_changes_no_latency_and_no_throughput(study):
+    """Cells of one method fall into a phase in which everything takes twice as long, the dense network, too."""
+    before = summarise(read(load())).methods["l1"]
+
+    def slower(timing: dict) -> None:
+        for entry in timing["batches"].values():
+            for network in ("dense", "pruned"):
+                entry[network]["p50_ms"] *= 2
+                entry[network]["throughput"] /= 2
+
+    for seed in SEEDS:
+        edit(study / f"reports/default/platforms/{PLATFORM}/l1-{seed}.json", slower)
+    after = summarise(read(load())).methods["l1"]
+    assert after.latency.value == pytest.approx(before.latency.value, rel=0.05)
+    assert after.throughput == pytest.approx(before.throughput, rel=0.05)
+
+
+def test_a_method_without_a_docstring_is_no_reason_to_fail(tmp_path, monkeypatch):
+    monkeypatch.setattr(page, "METHODS", tmp_path)
+    (tmp_path / "mine.py").write_text("def plan(context, options): ...")
+    assert page.about("mine") == ("methods/mine.py has no docstring yet.", [])
 
 
 def test_a_dense_network_from_elsewhere_is_a_limitation(study):

@@ -65,3 +65,23 @@ def test_it_makes_the_same_bytes_goes_on_and_does_nothing_twice(micro, bare):
     again = bare.run("python tasks/without_dvc.py")
     assert "prune l1-7:" not in again and "finetune l1-7: top-1" in again and "report micro" in again
     assert "no stage of dvc.yaml begins so" in bare.run("python tasks/without_dvc.py --only nothing", ok=False)
+
+
+def test_what_follows_a_failed_or_a_killed_stage_is_not_taken_for_done(tmp_path, monkeypatch, capfd):
+    """Two stages; the second reads what the first writes, which is still there from an earlier time."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(without_dvc, "STAMPS", tmp_path / "stamps")
+    Path("copy.py").write_text("import pathlib, sys; text = pathlib.Path(sys.argv[1]).read_text()\n"
+                               "sys.exit(text) if 'bad' in text else pathlib.Path(sys.argv[2]).write_text(text)")
+    first = without_dvc.Stage("first", "python copy.py in.txt middle.txt", ("in.txt",), ("a",), ("middle.txt",))
+    second = without_dvc.Stage("second", "python copy.py middle.txt out.txt", ("middle.txt",), (), ("out.txt",))
+
+    def reproduce(text: str) -> list[str]:
+        Path("in.txt").write_text(text)
+        return without_dvc.reproduce([first, second], {"a": 1}, 60.0)
+
+    assert reproduce("good") == [] and Path("out.txt").read_text() == "good"
+    assert reproduce("bad") == ["first", "second"]
+    assert "second: left out, middle.txt is missing or of an earlier time" in capfd.readouterr().err
+    assert reproduce("good") == []  # and the first one ran again, because it had not ended
+    assert "first" in capfd.readouterr().out

@@ -58,7 +58,7 @@ def masks(network: nn.Module, example: Tensor, kept: float, direction: str = "in
 
     Args:
         network: trained; untouched.
-        example: input [1, C, H, W].
+        example: input [1, C, H, W] on the network's device.
         kept: fraction of the network's MACs.
         direction: see :func:`adaprune_prune`, as ``group``.
 
@@ -70,7 +70,7 @@ def masks(network: nn.Module, example: Tensor, kept: float, direction: str = "in
     if group < 2 or not 0 < kept <= 1:
         raise UserError(f"group must be 2 or more and the kept fraction of MACs within (0, 1]; seen: {group}, {kept}")
     macs = cost.layer_macs(network, example)
-    layers = [_Layer(network.get_submodule(name).weight.detach(), AXES[direction], group, count)
+    layers = [_Layer(network.get_submodule(name).weight.detach().cpu(), AXES[direction], group, count)
               for name, count in macs.items()]
     budget = kept * sum(macs.values())
     base = max((stay for stay in range(1, group + 1) if _macs(layers, stay) <= budget), default=1)
@@ -80,7 +80,7 @@ def masks(network: nn.Module, example: Tensor, kept: float, direction: str = "in
                         f"{_macs(layers, 1) / sum(macs.values()):.4f} of the MACs are left, more than {kept:g}; raise "
                         "the fraction, or the size of a group")
     more = _most_valuable([layer.next_gains(base) for layer in layers], [layer.weight_macs for layer in layers], left)
-    return {name: layer.mask(base, extra) for name, layer, extra in zip(macs, layers, more)}
+    return {name: layer.mask(base, extra).to(example.device) for name, layer, extra in zip(macs, layers, more)}
 
 
 @torch.no_grad()

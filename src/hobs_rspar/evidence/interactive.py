@@ -154,7 +154,7 @@ class Charts:
     def _along(self, rows: Rows, value: str, lo: str, hi: str, title: str) -> Sized:
         """A mean with its band along the policy updates."""
         base = _base(rows).encode(x=alt.X("update:Q", title="Policy update"), color=self._colour(rows),
-                                       tooltip=_tips(rows))
+                                  tooltip=_tips(rows))
         line = base.mark_line(point=True).encode(y=alt.Y(f"{value}:Q", title=title, scale=OPEN))
         band = base.mark_area(opacity=0.2).encode(y=f"{lo}:Q", y2=f"{hi}:Q")
         return alt.layer(line, band), HEIGHT

@@ -80,9 +80,9 @@ def render(evidence: Evidence, summary: Summary, parts: Parts) -> str:
 
 
 def about(method: str) -> tuple[str, list[str]]:
-    """First line and further paragraphs of a method's docstring."""
+    """First line and further paragraphs of a method's docstring; where there is none, that."""
     text = ast.get_docstring(ast.parse((METHODS / f"{method}.py").read_text(encoding="utf-8")))
-    first, *rest = text.split("\n\n")
+    first, *rest = (text or f"methods/{method}.py has no docstring yet.").split("\n\n")
     return first, rest
 
 

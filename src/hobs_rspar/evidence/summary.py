@@ -119,27 +119,24 @@ def speed_interval(evidence: Evidence, timings: list[dict], batch: str = THROUGH
     return _median(evidence, [entry["speedup"] for entry in entries])
 
 
-def at_usual_pace(timings: list[dict], batch: str, platform: dict[str, dict]) -> list[float]:
-    """p50 of each timed network, ms, as if the dense network beside it had run at its median pace over all cells.
+def at_usual_pace(timings: list[dict], batch: str, key: str, platform: dict[str, dict]) -> list[float]:
+    """A measure of each timed network as if the dense network beside it had run at its median pace over all cells.
 
     A machine's clock wanders in the hours of a study, and cells fall into slower and faster phases. The dense network,
     timed in turns with each of them, falls into the same phase; so the ratio of the two holds, and this is that ratio
-    times one dense time for all.
+    times one dense value for all.
 
     Args:
         timings: of some cells.
         batch: images, as text.
+        key: ``p50_ms`` or ``throughput``.
         platform: all cells' timings on the machine, by cell.
     """
-    paces = [entry["dense"]["p50_ms"] for entry in timed_batch(list(platform.values()), batch)]
-    return [plain.median(paces) * entry["pruned"]["p50_ms"] / entry["dense"]["p50_ms"]
-            for entry in timed_batch(timings, batch)]
-
-
-def throughput(timings: list[dict], platform: dict[str, dict]) -> float | None:
-    """Images/s at batch 64 and the usual pace, median over cells; arguments as :func:`at_usual_pace`."""
-    times = at_usual_pace(timings, THROUGHPUT_BATCH, platform)
-    return 1000 * int(THROUGHPUT_BATCH) / plain.median(times) if times else None
+    ratios = [entry["pruned"][key] / entry["dense"][key] for entry in timed_batch(timings, batch)]
+    if not ratios:
+        return []
+    usual = plain.median(entry["dense"][key] for entry in timed_batch(list(platform.values()), batch))
+    return [usual * ratio for ratio in ratios]
 
 
 def energy_ratio(evidence: Evidence, timings: list[dict]) -> Interval | None:
@@ -164,6 +161,7 @@ def _wilcoxon(evidence: Evidence, methods: dict[str, MethodSummary], ahead: dict
 def _method(evidence: Evidence, name: str) -> MethodSummary:
     cells, timings = evidence.of(name), evidence.timed(name)
     top1 = accuracies(evidence, name)
+    throughput = at_usual_pace(timings, THROUGHPUT_BATCH, "throughput", evidence.timings)
     energy = [timing["energy"]["pruned_j"] for timing in timings if timing.get("energy")]
     return MethodSummary(
         method=name,
@@ -172,8 +170,8 @@ def _method(evidence: Evidence, name: str) -> MethodSummary:
         before_recovery=plain.fmean(cell["accuracy"]["after_repair"] for cell in cells),
         macs_ratio=plain.fmean(cell["plan"]["macs_ratio"] for cell in cells),
         params_ratio=plain.fmean(cell["plan"]["params_ratio"] for cell in cells),
-        latency=_median(evidence, at_usual_pace(timings, LATENCY_BATCH, evidence.timings)),
-        throughput=throughput(timings, evidence.timings),
+        latency=_median(evidence, at_usual_pace(timings, LATENCY_BATCH, "p50_ms", evidence.timings)),
+        throughput=plain.median(throughput) if throughput else None,
         speedup=speed_interval(evidence, timings),
         energy=plain.median(energy) if energy else None,
         versus_reference=None if name == REFERENCE else difference(evidence, top1, accuracies(evidence, REFERENCE)),

@@ -65,7 +65,7 @@ def t1(evidence: Evidence, summary: Summary) -> Table:
     note = (f"Top-1 on the test set: mean over seeds with its {confidence} t interval; before recovery: validation "
             f"accuracy after repair. Latency: p50 at batch {LATENCY_BATCH}; throughput and speedup (dense time / "
             f"pruned time): batch {THROUGHPUT_BATCH}; medians over cells, latency and throughput at the dense "
-            f"network's median time. Difference to {REFERENCE}: paired by seed. "
+            f"network's median. Difference to {REFERENCE}: paired by seed. "
             f"Adjusted p: paired t-test of {OURS} against the row, Holm over {len(summary.leads)} rivals. "
             f"{conditions(evidence)}. "
             f"{wilcoxon_note(evidence, summary)}{_trained(summary)}{_flagged(summary)}")

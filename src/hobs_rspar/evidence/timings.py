@@ -11,7 +11,6 @@ from hobs_rspar.evidence.summary import (
     Summary,
     at_usual_pace,
     speed_interval,
-    throughput,
     timed_batch,
 )
 from hobs_rspar.evidence.table_formats import Column, Table
@@ -58,7 +57,7 @@ def t5(evidence: Evidence, summary: Summary) -> Table | None:
     note = ("One row per platform that timed the present networks and method; medians over cells, intervals by "
             "bootstrap over cells. Platforms are never mixed in one comparison; T1 shows the first. Another machine "
             "adds its rows by 'python pipeline/benchmark.py METHOD SEED'. Speedup: dense time / pruned time on the "
-            "same platform, measured in turns; latency and throughput are such a ratio at the dense median time.")
+            "same platform, measured in turns; latency and throughput are such a ratio at the dense median.")
     return Table("T5", f"T5. Platforms: {subject(evidence)}, {summary.n}", note, T5_COLUMNS, rows)
 
 
@@ -81,8 +80,8 @@ def _platform_row(evidence: Evidence, platform: str, method: str, everything: di
     seen = timings[0]["fingerprint"]
     energy = [timing["energy"]["pruned_j"] for timing in timings if timing.get("energy")]
     return row | {"device": seen["device"], "threads": seen["threads"], "torch": seen["torch"],
-                  "latency_ms": _median(at_usual_pace(timings, LATENCY_BATCH, everything)),
-                  "throughput": throughput(timings, everything),
+                  "latency_ms": _median(at_usual_pace(timings, LATENCY_BATCH, "p50_ms", everything)),
+                  "throughput": _median(at_usual_pace(timings, THROUGHPUT_BATCH, "throughput", everything)),
                   "energy_j": _median(energy)} | _speedup(evidence, timings, THROUGHPUT_BATCH)
 
 

@@ -135,6 +135,7 @@ def _named(network: nn.Module, stack: list[str]) -> Iterator[None]:
 
 
 def _drop(stack: list[str]) -> None:
+    """Returns nothing: what a forward hook returns takes the place of the module's output."""
     stack.pop()
 
 
