@@ -117,12 +117,17 @@ class Charts:
                             "Validation error (%), log scale")
 
     def _errors(self, rows: Rows, accuracy: str, x: alt.X, title: str) -> Sized:
-        """Error on a logarithmic scale along a recovery; a band where the rows have ends of it."""
-        base = _base([row | {"error": _error(row[accuracy])} for row in rows]).encode(
-            x=x, y=alt.Y("error:Q", title=title, scale=alt.Scale(type="log", nice=False)),
+        """Error on a logarithmic scale along a recovery; a band where the rows have ends of it.
+
+        The means set the axis: with two seeds the end of a band may be no error at all.
+        """
+        errors = [_error(row[accuracy]) for row in rows]
+        scale = alt.Scale(type="log", nice=False, domain=[0.85 * min(errors), 1.1 * max(errors)])
+        base = _base([row | {"error": error} for row, error in zip(rows, errors)]).encode(
+            x=x, y=alt.Y("error:Q", title=title, scale=scale),
             color=self._colour(rows), opacity=self.faded, tooltip=_tips(rows))
         points = base.mark_point(filled=True, size=50).encode(shape=self._shape(rows)).add_params(self.picked)
-        bands = [base.mark_area().encode(y="lo:Q", y2="hi:Q", opacity=alt.value(0.15))] * ("lo" in rows[0])
+        bands = [base.mark_area(clip=True).encode(y="lo:Q", y2="hi:Q", opacity=alt.value(0.15))] * ("lo" in rows[0])
         return alt.layer(base.mark_line(), points, *bands), HEIGHT
 
     def _allocation(self, rows: Rows) -> Sized:
