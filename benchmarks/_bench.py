@@ -24,7 +24,6 @@ from hobs_rspar.methods._protocol import Context, FileInputs
 from hobs_rspar.paths import Paths
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.seeds import generator
-from hobs_rspar.strided import sliced
 
 
 def budget_of_macs(params: config.Params, why: str) -> float:
@@ -76,8 +75,7 @@ class Bench:
         teacher = self.network if recipe.distillation.weight > 0 else None
         task = training.Task(network, self.splits["train"], self.splits["validation"], recipe, seed, "finetune",
                              teacher, progress=after_step)
-        with sliced(network):
-            return training.fit(task, training.State(), lambda state: None).history[-1]["validation_top1"]
+        return training.fit(task, training.State(), lambda state: None).history[-1]["validation_top1"]
 
     def validated(self, network: nn.Module) -> float:
         """Validation accuracy in percent of a network as it is."""
@@ -95,7 +93,7 @@ class Bench:
     def context(self, seed: int) -> Context:
         allocation, asked = self.params.allocation, self.params.study.budget.model_dump()
         budget, expense = limited(self.groups, asked, json.loads(self.paths.latency.read_text()))
-        space = Space(self.groups, budget, allocation.min_ratio, allocation.tolerance, expense)
+        space = Space(self.groups, budget, allocation.min_ratio, allocation.tolerance, expense, allocation.round_to)
         return Context(self.network, self.spec, space, self.method, seed, self.params.study.dataset,
                        {key: value for key, value in asked.items() if value is not None},
                        FileInputs(self.paths.dense, self.paths.data, self.device))

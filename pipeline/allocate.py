@@ -32,7 +32,8 @@ def main() -> None:
     groups = Groups.from_json(json.loads((paths.dense / "groups.json").read_text()))
     asked = params.study.budget.model_dump()
     budget, expense = limited(groups, asked, json.loads(paths.latency.read_text()))
-    space = Space(groups, budget, params.allocation.min_ratio, params.allocation.tolerance, expense)
+    rules = params.allocation
+    space = Space(groups, budget, rules.min_ratio, rules.tolerance, expense, rules.round_to)
     context = Context(network.to(device, memory_format=torch.channels_last), spec, space, method, seed,
                       params.study.dataset, {key: value for key, value in asked.items() if value is not None},
                       FileInputs(paths.dense, paths.data, device))

@@ -21,7 +21,6 @@ from hobs_rspar.device import keep_freed_memory, resolve_device, resolve_precisi
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
-from hobs_rspar.strided import sliced
 
 MODULES = (training, teaching, strided, batchnorm, data, networks)
 SOURCES = [Path(module.__file__) for module in MODULES] + [Path(__file__)]
@@ -145,8 +144,7 @@ def recover(cell: Cell, recipe: config.Finetune) -> tuple[nn.Module, training.St
     network, saved = cell.pruned(), resume.Resume(cell.kept, cell.key(recipe))
     task = training.Task(network, cell.train, cell.validation, recipe, cell.seed, "finetune", cell.teacher,
                          cell.lessons(recipe), cell.progress)
-    with sliced(network):
-        return network, training.fit(task, saved.load(network), lambda now: saved.save(network, now))
+    return network, training.fit(task, saved.load(network), lambda now: saved.save(network, now))
 
 
 def test(network: nn.Module, cell: Cell) -> dict:

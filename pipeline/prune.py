@@ -40,7 +40,7 @@ def main() -> None:
     if trained := checkpoint.load_tensors(folder / "weights.safetensors")[0]:
         dense = checkpoint.fit(dense, trained, str(folder / "weights.safetensors"))
     pruned = surgery.remove(dense, spec.example(), plan)
-    counted = check_budget(pruned, dense, spec, plan, params.allocation.tolerance)
+    counted = check_budget(pruned, dense, spec, plan, params.allocation)
 
     dense, pruned = (network.to(device, memory_format=torch.channels_last) for network in (dense, pruned))
     validation = data.load(paths.data, "validation", device)
@@ -56,15 +56,19 @@ def main() -> None:
           f"validation top-1 {shown} (repair: {plan.repair}), {seconds:.0f} s")
 
 
-def check_budget(pruned, dense, spec, plan: PruningPlan, tolerance: float) -> dict:
-    """The post-condition: what was removed is what the plan promised, and the budget is met."""
+def check_budget(pruned, dense, spec, plan: PruningPlan, rules: config.Allocation) -> dict:
+    """The post-condition: what was removed is what the plan promised, and the budget is met.
+
+    Where widths are rounded, nothing may be above the budget, and most of it is left unused by some widths.
+    """
     before, after = (cost.count(network, spec.example()) for network in (dense, pruned))
     ratio = after.macs / before.macs
     budget = ratio if plan.method == "unpruned" else plan.budget.get("macs", ratio)  # a latency is measured later
-    if after.macs != plan.macs or abs(ratio - budget) > tolerance * budget + 1e-12:
+    off = ratio - budget if rules.round_to > 1 else abs(ratio - budget)
+    if after.macs != plan.macs or off > rules.tolerance * budget + 1e-12:
         widest = max(plan.groups, key=lambda group: len(group.kept) / group.channels)
         raise UserError(f"prune {plan.method}-{plan.seed}: {ratio:.4f}x MACs remain, the plan says "
-                        f"{plan.macs_ratio:.4f}x, the budget {budget:g}x +-{tolerance:.0%}; widest group: "
+                        f"{plan.macs_ratio:.4f}x, the budget {budget:g}x +-{rules.tolerance:.0%}; widest group: "
                         f"{widest.name} ({len(widest.kept)} of {widest.channels}). Allocate again")
     return {"macs": after.macs, "params": after.params, "macs_ratio": ratio,
             "params_ratio": after.params / before.params}

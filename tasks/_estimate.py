@@ -23,10 +23,14 @@ def recorded(params: Params) -> dict[str, float]:
     return times
 
 
-def claim_seconds(params: Params) -> list[float]:
-    """Seconds that the experiments of claims took, as far as they have run."""
-    files = [Paths.of(params.study).claims / f"{name}.json" for name in params.study.claims]
+def experiment_seconds(params: Params) -> list[float]:
+    """Seconds that the experiments of benchmarks/ took, as far as they have run."""
+    files = [Paths.of(params.study).claims / f"{name}.json" for name in experiments(params)]
     return [json.loads(file.read_text())["seconds"] for file in files if file.exists()]
+
+
+def experiments(params: Params) -> list[str]:
+    return [*params.study.claims, *params.study.experiments]
 
 
 def expected(cell: str, times: dict[str, float]) -> float:

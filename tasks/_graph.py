@@ -10,6 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 
 CELL_KINDS = ("allocate", "prune", "finetune")
+EXPERIMENT_KINDS = ("claim", "experiment")  # scripts of benchmarks/
 MISSING = {"deleted", "not in cache"}
 
 

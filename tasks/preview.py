@@ -9,7 +9,7 @@ import json
 from _task import check_options, default_jobs, run  # first: it makes the package importable
 
 import _measure
-from _estimate import START_SECONDS, claim_seconds, in_words, recorded, total
+from _estimate import START_SECONDS, experiment_seconds, experiments, in_words, recorded, total
 
 from hobs_rspar import checkpoint, config, networks, surgery
 from hobs_rspar.allocation.space import Space
@@ -94,8 +94,9 @@ def predicted_loss(scores: list[float], kept: int) -> float:
 
 def stages(params: config.Params) -> str:
     cells = len(params.cells)
+    others = len(experiments(params)) + len(params.speed.cells) + len(params.export.cells)
     return (f"{len(params.study.methods)} methods x {len(params.study.seeds)} seeds = {cells} cells, "
-            f"{4 * cells + len(params.study.claims) + len(params.export.cells) + 5} stages")
+            f"{4 * cells + others + 5} stages")
 
 
 def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups: Groups, images: int,
@@ -115,13 +116,13 @@ def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups
         trained = full_size_images(recipe, images, spec.image_size) + sum(recipe.curve)
         allocated = allocation_seconds(params, cell, speed["dense"], infer)
         guess[cell] = known.get(cell, trained / speed[kind] + allocated)
-    timed = claim_seconds(params)
+    timed = experiment_seconds(params)
     seconds = dense_seconds + 4 * START_SECONDS + total(params, guess, jobs) + sum(timed)
     return (f"make repro from nothing: about {in_words(seconds)} with JOBS={jobs}, of which pretraining "
             f"{in_words(dense_seconds)}\n  how: {len(known)} cells have recorded times; else epochs x images / speed, "
             f"measured just now: training {speed['dense']:.0f} images/s dense, {speed['pruned']:.0f} pruned, inference "
-            f"{infer:.0f} pruned; {START_SECONDS:g} s to start a stage; experiments of claims: {len(timed)} of "
-            f"{len(params.study.claims)} have recorded times, the others are not counted")
+            f"{infer:.0f} pruned; {START_SECONDS:g} s to start a stage; experiments: {len(timed)} of "
+            f"{len(experiments(params))} have recorded times, the others are not counted")
 
 
 def full_size_images(recipe, images: int, size: int) -> float:

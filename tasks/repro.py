@@ -94,7 +94,7 @@ def patterns(graph: _graph.Graph, todo: set[str]) -> dict[str, str]:
 
     The last cells come first: methods that search stand there, and a long cell at the end would leave cores idle.
     """
-    experiments = [stage for stage in graph.order if stage in todo and _graph.kind(stage) == "claim"]
+    experiments = [stage for stage in graph.order if stage in todo and _graph.kind(stage) in _graph.EXPERIMENT_KINDS]
     initials = "".join(kind[0] for kind in _graph.CELL_KINDS)
     cells = {cell: f"[{initials}]*@{cell}" for cell in reversed(cells_of(graph, todo))}
     return {name: name for name in experiments} | cells
@@ -113,7 +113,7 @@ def pending(graph: _graph.Graph, changed_only: bool) -> set[str]:
 def phases(graph: _graph.Graph) -> tuple[list[str], list[str]]:
     """The stages before all cells and experiments, and those after them; both run alone."""
     middle = {stage for stages in graph.cells.values() for stage in stages}
-    middle |= {stage for stage in graph.order if _graph.kind(stage) == "claim"}
+    middle |= {stage for stage in graph.order if _graph.kind(stage) in _graph.EXPERIMENT_KINDS}
     after = graph.downstream_of(middle) - middle
     return [stage for stage in graph.order if stage not in middle | after], \
         [stage for stage in graph.order if stage in after]

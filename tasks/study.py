@@ -39,8 +39,9 @@ def main() -> None:
 
 
 def keep_claims_folder(name: str) -> None:
-    """The report depends on the folder, and no experiment makes it where ``study.claims`` is empty; Git keeps it."""
-    if not config.load(PARAMS).study.claims:
+    """The report depends on the folder, and no experiment makes it where the study has none; Git keeps it."""
+    study = config.load(PARAMS).study
+    if not study.claims + study.experiments:
         folder = Path("reports") / name / "claims"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".gitkeep").touch()

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from clones import ROOT
 
-from hobs_rspar.config import EXPERIMENTS
+from hobs_rspar.config import CLAIMS, EXPERIMENTS
 
 PACKAGE = "hobs_rspar"
 SOURCE = ROOT / "src"
@@ -80,18 +80,24 @@ def of_stage(stage: str) -> set[Path]:
     """Which files a stage of dvc.yaml depends on; of the methods, those files that they share.
 
     The registry imports one method by name: ``allocate`` depends on its own method's file (``${item.method}``) and on
-    what any method may import. ``claim`` depends on its own script (``${item.experiment}``) and on what any of them
-    imports.
+    what any method may import. ``claim`` depends on its own script (``${item.experiment}``), on what any of them
+    imports, and on the methods that any of them runs; so does ``experiment``.
     """
-    if stage == "claim":
-        scripts = {path for name in EXPERIMENTS if (path := ROOT / "benchmarks" / f"{name}.py").is_file()}
-        return closure(*scripts) - scripts
+    if names := {"claim": CLAIMS, "experiment": EXPERIMENTS}.get(stage):
+        scripts = {ROOT / "benchmarks" / f"{name}.py" for name in names}
+        return closure(*scripts, *methods_run_by(scripts)) - scripts
     script = ROOT / "pipeline" / f"{stage}.py"
     methods = frozenset(method_files())
     files = closure(script, without=methods)
     if stage == "allocate":
         files |= closure(*(path for method in methods for path in imported(method)), without=methods)
     return files | read_by(files)
+
+
+def methods_run_by(scripts: set[Path]) -> set[Path]:
+    """The methods that experiments on single networks name: those are imported by name."""
+    text = "".join(script.read_text() for script in scripts if "from _bench import" in script.read_text())
+    return {file for file in method_files() if f'"{file.stem}"' in text}
 
 
 def read_by(files: set[Path]) -> set[Path]:

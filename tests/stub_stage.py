@@ -8,8 +8,10 @@ from pathlib import Path
 import yaml
 
 SCRIPT = Path(sys.argv[0])
-STAGE = "claim" if SCRIPT.parent.name == "benchmarks" else SCRIPT.stem
 PARAMS = yaml.safe_load(Path("params.yaml").read_text())
+STAGE = SCRIPT.stem
+if SCRIPT.parent.name == "benchmarks":
+    STAGE = "claim" if SCRIPT.stem in PARAMS["study"]["claims"] else "experiment"
 
 
 def filled(name: str) -> Path:
@@ -29,7 +31,7 @@ def content(path: Path) -> bytes:
 
 def main() -> None:
     stage = yaml.safe_load(Path("dvc.yaml").read_text())["stages"][STAGE]
-    cell = SCRIPT.stem if STAGE == "claim" else "-".join(sys.argv[1:])
+    cell = SCRIPT.stem if STAGE in ("claim", "experiment") else "-".join(sys.argv[1:])
     trap = Path(f"trap-{STAGE}-{cell}")
     if trap.exists():
         time.sleep(float(trap.read_text() or 0))

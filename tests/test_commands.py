@@ -8,6 +8,8 @@ import pytest
 import yaml
 from clones import ROOT
 
+from hobs_rspar.config import CLAIMS, EXPERIMENTS
+
 NOT_YET = "not available yet"
 TEXT = (ROOT / "docs/commands.md").read_text()
 PARAMS = yaml.safe_load((ROOT / "configs/default.yaml").read_text())
@@ -97,8 +99,8 @@ def check_dvc(words: list[str]) -> None:
     for stage in words[2:] if words[1] == "repro" else []:
         name, _, cell = stage.partition("@")
         assert name == "-s" or name in STAGES, stage
-        if name == "claim":
-            assert cell in PARAMS["study"]["claims"]
+        if name in ("claim", "experiment"):
+            assert cell in (CLAIMS if name == "claim" else EXPERIMENTS)
         elif cell:
             method, _, seed = cell.rpartition("-")
             assert method in PARAMS["study"]["methods"] and int(seed) in PARAMS["study"]["seeds"]

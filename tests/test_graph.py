@@ -101,8 +101,8 @@ def test_option_of_a_method_reruns_its_cells_only(graph):
 def test_new_claim_runs_no_cell(graph):
     """And one that is dropped makes nothing but the report stale."""
     claims = [name.partition("@")[2] for name in sorted(CLAIMS)]
-    graph.set_params(**{"study.claims": [*claims, "predictors"]})
-    assert graph.stale() == {"claim@predictors", "report"}
+    graph.set_params(**{"study.experiments": ["predictors"]})
+    assert graph.stale() == {"experiment@predictors", "report"}
     graph.set_params(**{"study.claims": claims[1:]})
     assert graph.stale() == {"report"}
 

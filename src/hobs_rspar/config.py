@@ -19,7 +19,8 @@ METHODS = Path(__file__).parent / "methods"
 DATASETS = ("fashion_mnist", "cifar10", "cifar100", "image_folder")
 NETWORKS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn_cifar", "resnet18", "resnet34",
             "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn")
-EXPERIMENTS = ("sensitivity", "reconstruction", "penalty", "allocators", "predictors")  # scripts of benchmarks/
+CLAIMS = ("sensitivity", "reconstruction", "penalty", "allocators")  # scripts of benchmarks/
+EXPERIMENTS = ("predictors", "rounding", "peers", "masked")  # others there, which recover networks
 
 Fraction = Annotated[float, Field(gt=0, le=1)]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -58,6 +59,7 @@ class Study(Section):
     budget: Budget
     margin_points: Annotated[float, Field(gt=0)]
     claims: list[str]
+    experiments: list[str]
 
 
 class Data(Section):
@@ -133,6 +135,7 @@ class Latency(Section):
 class Allocation(Section):
     min_ratio: Fraction
     tolerance: Annotated[float, Field(gt=0, le=0.05)]
+    round_to: Positive
     threads: Positive
 
 
@@ -149,6 +152,14 @@ class Benchmark(Section):
     batch_sizes: Annotated[list[Positive], Field(min_length=1)]
     seconds: Annotated[float, Field(gt=0)]
     threads: Positive
+
+
+class Speed(Section):
+    cells: list[str]
+    batch_sizes: Annotated[list[Positive], Field(min_length=1)]
+    compiled: list[Positive]
+    seconds: Annotated[float, Field(gt=0)]
+    processes: Positive
 
 
 class Export(Section):
@@ -175,6 +186,7 @@ class Params(Section):
     prune: Prune
     finetune: Finetune
     benchmark: Benchmark
+    speed: Speed
     export: Export
     report: Report
 
@@ -234,14 +246,17 @@ def _check_names(path: Path, params: Params) -> None:
             raise UserError(f"{path}: methods.{name} is missing; give every method a block ('{name}: {{}}' if it has "
                             "no options)")
     for name in study.claims:
-        _one_of(path, "study.claims", name, EXPERIMENTS)
-    for key in ("methods", "seeds", "claims"):
+        _one_of(path, "study.claims", name, CLAIMS)
+    for name in study.experiments:
+        _one_of(path, "study.experiments", name, EXPERIMENTS)
+    for key in ("methods", "seeds", "claims", "experiments"):
         names = getattr(study, key)
         twice = {name for name in names if names.count(name) > 1}
         if twice:
             raise UserError(f"{path}: study.{key} names {sorted(twice)} twice; name each once")
-    for cell in params.export.cells:
-        _one_of(path, "export.cells", cell, params.cells, " (methods and seeds of the study; [] exports none)")
+    for key in ("speed", "export"):
+        for cell in getattr(params, key).cells:
+            _one_of(path, f"{key}.cells", cell, params.cells, " (methods and seeds of the study; [] for none)")
     for name, block in params.methods.items():
         _one_of(path, "methods", name, methods)
         for key in block:

@@ -19,6 +19,7 @@ from hobs_rspar.device import autocast
 from hobs_rspar.errors import UserError
 from hobs_rspar.folding import folded
 from hobs_rspar.seeds import generator
+from hobs_rspar.strided import sliced
 from hobs_rspar.teaching import Teach, answers
 
 
@@ -139,7 +140,7 @@ def fit(task: Task, state: State, save: Callable[[State], None]) -> State:
     task.network.to(memory_format=torch.channels_last).train()
     descent = SGD(task.network, recipe, state.momentum)
     for epoch in range(state.epoch, recipe.epochs):
-        with wide_batchnorm(task.network), _lesson(task, epoch) as teach:
+        with sliced(task.network), wide_batchnorm(task.network), _lesson(task, epoch) as teach:
             loss = _epoch(task, descent, epoch, teach)
         state.epoch = epoch + 1
         state.history.append(_record(task, epoch, loss))

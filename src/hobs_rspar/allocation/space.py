@@ -27,6 +27,7 @@ class Space:
         min_ratio: floor of every group.
         tolerance: |kept - budget| / budget that counts as met.
         expense: what is spent; None: MACs.
+        round_to: widths of plans are multiples of this (see ``rounding.py``); a search chooses among all widths.
     """
 
     groups: Groups
@@ -34,6 +35,7 @@ class Space:
     min_ratio: float = 0.0
     tolerance: float = 0.01
     expense: Expense | None = None
+    round_to: int = 1
 
     def __post_init__(self):
         if self.expense is None:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar import data
+from hobs_rspar.allocation.rounding import in_multiples
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.checkpoint import load_tensors
 from hobs_rspar.coupling import Groups
@@ -132,14 +133,16 @@ class Context:
 
         Args:
             scores: per group [channels]; ties go to the lower index.
-            widths: kept channels [groups].
+            widths: kept channels [groups]; made multiples of ``allocation.round_to``.
             decided_by: criterion and allocator in words.
             repair: ``none``, ``batchnorm`` or ``least_squares``, carried out by the prune stage.
             search: history of a search.
             trained: the dense network with the weights that the method trained, which surgery then cuts.
             images: that the method trained on.
         """
-        parts = []
+        widths, parts = in_multiples(self.space, np.asarray(widths)), []
+        if self.space.round_to > 1:
+            decided_by = f"{decided_by}, multiples of {self.space.round_to}"
         for group, score, width in zip(self.groups, scores, widths):
             kept = sorted(torch.argsort(-score, stable=True)[:int(width)].tolist())
             reason = f"kept whole: {group.protected}" if group.protected else \
@@ -149,5 +152,5 @@ class Context:
         if trained is not None:
             weights = {name: part.detach().cpu().contiguous() for name, part in trained.state_dict().items()}
         return PruningPlan(self.spec.name, self.dataset, self.method, self.seed, self.limit,
-                           int(self.groups.macs(np.asarray(widths))), self.groups.dense_macs, decided_by, repair, parts,
+                           int(self.groups.macs(widths)), self.groups.dense_macs, decided_by, repair, parts,
                            search, images, weights)
