@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from clones import ROOT, Clone
 
-from hobs_rspar.config import EXPERIMENTS
+from hobs_rspar.config import CLAIMS, EXPERIMENTS
 
 MICRO = """\
 # The smallest study with every stage: one cell.
@@ -92,7 +92,7 @@ def stubbed(new_clone) -> Clone:
     clone = new_clone("stubbed")
     stub = (Path(__file__).parent / "stub_stage.py").read_text()
     stages = [script.stem for script in (clone.path / "pipeline").glob("[!_]*.py")]
-    for script in [*(f"pipeline/{name}.py" for name in stages), *(f"benchmarks/{name}.py" for name in EXPERIMENTS)]:
+    for script in [*(f"pipeline/{name}.py" for name in stages), *(f"benchmarks/{name}.py" for name in CLAIMS + EXPERIMENTS)]:
         clone.write(script, stub)
     (clone.path / "dvc.lock").unlink(missing_ok=True)
     shutil.copy(clone.path / "configs/default.yaml", clone.path / "params.yaml")

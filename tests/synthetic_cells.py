@@ -37,6 +37,7 @@ def make_study(folder: Path, methods=METHODS, seeds=SEEDS, name: str = "default"
                         "budget": {"macs": 0.26, "latency_ms": None, "latency_ratio": None}} | study
     params["finetune"]["curve"] = list(curve)
     params["benchmark"] |= {"platform": None, "batch_sizes": [1, 64]}
+    params["speed"]["cells"] = [f"{method}-{seeds[0]}" for method in methods]
     (folder / "params.yaml").write_text(yaml.safe_dump(params, sort_keys=False))
     dense = folder / "artifacts" / "dense" / "fashion_mnist_resnet20"
     write(dense / "dense.json", {"network": "resnet20", "dataset": "fashion_mnist", "classes": 10, "epochs": 11,
@@ -57,16 +58,24 @@ def make_cell(folder: Path, method: str, seed: int, name: str = "default", curve
     write(report / "platforms" / PLATFORM / f"{key}.json", timing(key, method, generator))
 
 
-def add_roofline(folder: Path, name: str = "default") -> None:
-    """Writes what benchmarks/roofline.py would find."""
-    columns = ["network", "layer", "intensity", "gmacs", "roof"]
-    layers = [[network, f"conv{place}", 2.0 * place, 5.0 + place, min(40.0, 20.0 * place)]
-              for network in ("dense", "hobs_rspar") for place in (1, 2, 3)]
-    tables = [{"name": "T14_layers", "title": "Convolutions", "note": "", "columns": [[key, key] for key in columns],
-               "rows": [dict(zip(columns, row)) for row in layers]}]
-    write(folder / "reports" / name / "claims" / "roofline.json", {
-        "claim": None, "measured": None, "lo": None, "hi": None, "unit": "", "holds": None, "reason": "",
-        "conditions": "", "seconds": 0, "tables": tables})
+def add_speed(folder: Path, cell: str, name: str = "default") -> None:
+    """Writes what pipeline/speed.py would find of a cell, whose records are there."""
+    report, (method, _, _) = folder / "reports" / name, cell.rpartition("-")
+    modes = [{"run": "eager", "dtype": dtype, "batchnorm": "as trained", "batch": batch, "dense_p50_ms": 2.0 * batch,
+              "pruned_p50_ms": 1.0 * batch, "pruned_p90_ms": 1.1 * batch, "pruned_p99_ms": 1.2 * batch, "speedup": 2.0,
+              "speedup_lo": 1.9, "speedup_hi": 2.1, "processes": 3, "reason": ""}
+             for dtype in ("fp32", "bf16") for batch in (1, 64)]
+    modes.append({"run": "compiled", "dtype": "fp32", "batchnorm": "as trained", "batch": 64,
+                  "reason": "not measured: no compiler"})
+    calls = [{"layer": f"conv{place}", "kind": "convolution", "macs": 1000 * place, "bytes": 500, "shape": [64, 8, 4, 4],
+              "milliseconds": 0.1 * place} for place in (1, 2, 3)]
+    calls.append({"layer": "relu", "kind": "activation", "macs": 0, "bytes": 500, "shape": [64, 8, 4, 4],
+                  "milliseconds": 0.4})
+    write(report / "speed" / f"{cell}.json", {
+        "cell": cell, "method": method, "platform": PLATFORM, "modes": modes, "operators_batch": 64,
+        "fingerprint": {"device": "A CPU", "threads": 1, "torch": "2"},
+        "operators": {"dense": calls, method: calls}, "ceilings": {"macs": 2e7, "bytes": 1e7},
+        "inputs": json.loads((report / "cells" / f"{cell}.json").read_text())["inputs"]})
 
 
 def write(file: Path, content: dict) -> None:

@@ -1,14 +1,14 @@
 """The experiments that are run by hand, on a study of a few images: their tables follow from what was measured."""
 
-import json
 import sys
 
 import pytest
 import small_study
 import torch
 from clones import ROOT
+from small import zoo_groups
 
-from hobs_rspar import checkpoint
+from hobs_rspar.checkpoint import save_tensors
 from hobs_rspar.errors import UserError
 from hobs_rspar.evidence import claim_files
 
@@ -16,7 +16,7 @@ sys.path.append(str(ROOT / "benchmarks"))  # as Python does for the script's own
 
 import masked  # noqa: E402
 import peers  # noqa: E402
-import roofline  # noqa: E402
+import rounding  # noqa: E402
 
 
 @pytest.fixture()
@@ -25,6 +25,12 @@ def study(tmp_path, monkeypatch):
         "macs": 0.5, "latency_ms": None, "latency_ratio": None})
     (folder / "data/fashion_mnist/test.safetensors").unlink()  # nobody may look at it
     return folder
+
+
+def add_sensitivity(folder) -> None:
+    """H-OBS scores, as the sensitivity stage leaves them."""
+    channels = int(zoo_groups("resnet8").sizes.sum())
+    save_tensors(folder / "artifacts/dense/fashion_mnist_resnet8/gates.safetensors", {"hobs": torch.rand(channels)})
 
 
 def tables(folder, monkeypatch, module) -> dict[str, list[dict]]:
@@ -67,18 +73,12 @@ def test_torch_pruning_by_itself(study, monkeypatch):
         assert 0 <= row["top1"] <= 100 and row["params_ratio"] < 1 and row["speedup"] > 0
 
 
-def test_roofline(study, monkeypatch):
-    dense = study / "artifacts/dense/fashion_mnist_resnet8/dense.safetensors"
-    with pytest.raises(UserError, match="recovered.safetensors is missing"):
-        tables(study, monkeypatch, roofline)
-    small_study.set_params(study, study__methods=["unpruned", "l1", "hobs_rspar"])
-    network, spec = checkpoint.load_with_spec(dense)
-    for method, top1 in (("unpruned", 99.0), ("l1", 50.0), ("hobs_rspar", 60.0)):
-        cell = study / f"artifacts/small/cells/{method}-7"
-        checkpoint.save(cell / "recovered.safetensors", network, spec)
-        (cell / "recovery.json").write_text(json.dumps({"top1_validation": top1}))
-    found = tables(study, monkeypatch, roofline)
-    assert list(dict.fromkeys(row["network"] for row in found["T14"])) == ["dense", "hobs_rspar", "l1"]
-    for name in ("dense", "hobs_rspar", "l1"):
-        assert sum(row["share"] for row in found["T14"] if row["network"] == name) == pytest.approx(100, abs=0.5)
-    assert all(row["bound"] in ("memory", "arithmetic") and row["roof"] > 0 for row in found["T14_layers"])
+def test_widths_in_multiples(study, monkeypatch):
+    monkeypatch.setattr(rounding, "METHODS", ("hobs_uniform",))
+    monkeypatch.setattr(rounding, "SECONDS", 0.2)
+    add_sensitivity(study)
+    rows = tables(study, monkeypatch, rounding)["rounding"]
+    assert [row["multiple"] for row in rows] == [1, 2, 4, 8]
+    assert all(row["macs_ratio"] <= 0.5 * 1.01 for row in rows) and rows[0]["macs_ratio"] >= 0.5 * 0.99
+    for row in rows:
+        assert 0 <= row["top1"] <= 100 and row["per_mac"] == pytest.approx(row["speedup"] * row["macs_ratio"], abs=2e-3)

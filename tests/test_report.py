@@ -21,7 +21,7 @@ from synthetic_cells import (
     REPAIRED,
     ROOT,
     SEEDS,
-    add_roofline,
+    add_speed,
     edit,
     make_cell,
     make_study,
@@ -53,7 +53,7 @@ def report(tmp_path_factory):
     """A complete study and its report, written once; tests must not change it."""
     folder = make_study(tmp_path_factory.mktemp("study"))
     (folder / "README.md").write_text(README)
-    add_roofline(folder)
+    add_speed(folder, "hobs_rspar-42")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         line = write(load())

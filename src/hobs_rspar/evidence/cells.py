@@ -16,6 +16,7 @@ from hobs_rspar.paths import Paths
 
 CELL_KEYS = ("method", "seed", "dataset", "network", "budget", "dense", "plan", "accuracy", "repair", "repair_steps",
              "recovery_curve", "history", "cost", "inputs")
+SPEED_KEYS = ("method", "fingerprint", "modes", "operators", "operators_batch", "ceilings", "inputs")
 TIMING_KEYS = ("fingerprint", "conditions", "batches", "inputs")
 # What makes two timings incomparable. Clocks and temperatures drift within one run and are only recorded.
 COMPARED = ("device", "host_cpu", "driver", "cuda", "cudnn", "torch", "torch_kernels", "threads", "power_cap", "mode",
@@ -36,6 +37,7 @@ class Evidence:
         experiments: name to the result of an experiment of benchmarks/.
         latency: content of latency.json, None where the file is absent.
         elsewhere: timings of the same networks on other platforms, by platform and cell.
+        speed: what the speed stage found of single cells, by cell; one of an earlier recovered network is absent.
     """
 
     params: Params
@@ -50,6 +52,7 @@ class Evidence:
     experiments: dict[str, claim_files.ClaimFile]
     latency: dict | None
     elsewhere: dict[str, dict[str, dict]]
+    speed: dict[str, dict]
 
     @property
     def methods(self) -> list[str]:
@@ -113,7 +116,7 @@ def read(params: Params) -> Evidence:
     return Evidence(params, paths, cells, timings, [cell for cell in files if cell not in cells], leftover, platform,
                     dense or {}, scores, claim_files.read(paths.claims), _optional(paths.latency),
                     {other: found for other in _held(paths, cells) if other != platform
-                     if (found := _timings(paths, other, cells))})
+                     if (found := _timings(paths, other, cells))}, _speed(params, paths, cells))
 
 
 def correctness(cells: list[dict]) -> np.ndarray | None:
@@ -192,6 +195,12 @@ def _timings(paths: Paths, platform: str | None, cells: dict[str, dict]) -> dict
     files = {cell: paths.platform_report(platform, cell) for cell in cells}
     found = {cell: _load(file, TIMING_KEYS) for cell, file in files.items() if file.is_file()}
     return {cell: timing for cell, timing in found.items() if timing["inputs"] == cells[cell]["inputs"]}
+
+
+def _speed(params: Params, paths: Paths, cells: dict[str, dict]) -> dict[str, dict]:
+    files = {cell: paths.speed / f"{cell}.json" for cell in params.speed.cells if cell in cells}
+    found = {cell: _load(file, SPEED_KEYS) for cell, file in files.items() if file.is_file()}
+    return {cell: record for cell, record in found.items() if record["inputs"] == cells[cell]["inputs"]}
 
 
 def _merged(timing: dict) -> dict:

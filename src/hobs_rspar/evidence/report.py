@@ -17,6 +17,7 @@ from hobs_rspar.evidence import (
     page,
     published,
     recovery_tables,
+    speed,
     stability,
     tables,
     timings,
@@ -50,7 +51,8 @@ def contents(evidence: Evidence, summary: Summary) -> dict[str, bytes]:
            recovery_tables.recovery(evidence, summary), cost.equal_cost(evidence, summary),
            published.beside(evidence, summary),
            latency.foretold(evidence, summary), recovery_tables.repair(evidence, summary),
-           timings.t5(evidence, summary), timings.t6(evidence, summary), ablation.t8(evidence, summary),
+           timings.t5(evidence, summary), timings.t6(evidence, summary), speed.modes(evidence), speed.t14(evidence),
+           speed.t14_layers(evidence), ablation.t8(evidence, summary),
            tables.t10(evidence, summary))
     every = (*own, *claims.tables_of(evidence), stability.t12(evidence, summary), stability.t13(evidence, summary),
              tables.t16(evidence, summary))

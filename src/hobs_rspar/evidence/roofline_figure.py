@@ -5,19 +5,19 @@ from __future__ import annotations
 from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.figure_style import Drawing, legend_below, method_looks, new_figure
 from hobs_rspar.evidence.pairing import REFERENCE
+from hobs_rspar.evidence.speed import t14_layers
 from hobs_rspar.evidence.summary import Summary
 
-TABLE = "T14_layers"  # of benchmarks/roofline.py
 HEADER = ["network", "layer", "intensity", "gmacs", "roof"]
 ONE_RUN = "n = 1 network each"
 
 
 def roofline(evidence: Evidence, summary: Summary) -> Drawing | str:
     """Arithmetic against MACs per byte, one point per convolution."""
-    tables = [table for record in evidence.experiments.values() for table in record.tables if table.name == TABLE]
-    if not tables:
-        return "no operator of this study's networks has been timed; 'python benchmarks/roofline.py' does it"
-    rows = [[row[key] for key in HEADER] for row in tables[0].rows]
+    table = t14_layers(evidence)
+    if table is None:
+        return "no operator of this study's networks has been timed; speed.cells in params.yaml names those to time"
+    rows = [[row[key] for key in HEADER] for row in table.rows]
     figure, (axis,) = new_figure(3.0)
     looks = method_looks(evidence.methods)
     for network in dict.fromkeys(row[0] for row in rows):

@@ -42,7 +42,8 @@ class Options(TrainingOptions):
 
     rounds: Positive = 3
     iterations: Positive = 4
-    rho: Above = 0.1
+    rho: Above = 0.011
+    learning_rate: Above = 0.048
     held_out: Positive = 1024
 
 

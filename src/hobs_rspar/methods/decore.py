@@ -32,7 +32,9 @@ from hobs_rspar.training import SGD, learning_rate
 class Options(GatedOptions):
     """Options of the training; params.yaml says what each is for."""
 
-    penalty: NonNegative = 50.0
+    learning_rate: Above = 0.0051
+    gate_rate: Above = 0.062
+    penalty: NonNegative = 300.0
 
 
 def plan(context: Context, options: Options) -> PruningPlan:

@@ -20,7 +20,7 @@ class Options(Section):
         batch_size: images a minibatch whose mean gradient is squared.
     """
 
-    batch_size: Positive = 64
+    batch_size: Positive = 12
 
 
 def plan(context: Context, options: Options) -> PruningPlan:

@@ -1,0 +1,132 @@
+"""T6 in every mode and T14: what the ``speed`` stage found of single cells."""
+
+from __future__ import annotations
+
+from hobs_rspar.evidence.cells import Evidence
+from hobs_rspar.evidence.table_formats import Column, Table
+from hobs_rspar.evidence.tables import subject
+
+MODES = (
+    Column("method", "Method"),
+    Column("run", "Run"),
+    Column("dtype", "Format"),
+    Column("batchnorm", "Batch norms"),
+    Column("batch", "Batch"),
+    Column("dense_p50_ms", "Dense: p50 (ms)", 4, 3),
+    Column("pruned_p50_ms", "Pruned: p50 (ms)", 4, 3),
+    Column("pruned_p90_ms", "p90 (ms)", 4, 3),
+    Column("pruned_p99_ms", "p99 (ms)", 4, 3),
+    Column("throughput", "Pruned: images/s", 2, 0),
+    Column("speedup", "Speedup", 4, 2),
+    Column("speedup_lo", "95 % from", 4, 2),
+    Column("speedup_hi", "to", 4, 2),
+    Column("reason", "Where not measured", wrap=0.15),
+)
+KINDS = (
+    Column("network", "Network"),
+    Column("operator", "Operator"),
+    Column("calls", "Calls"),
+    Column("ms", "Time (ms)", 4, 3),
+    Column("share", "Share of the pass (%)", 4, 1),
+    Column("gmacs", "GMAC/s", 4, 2),
+    Column("of_peak", "Of the arithmetic ceiling (%)", 4, 1),
+    Column("gbytes", "GB/s", 4, 2),
+    Column("of_bandwidth", "Of the bandwidth ceiling (%)", 4, 1),
+)
+LAYERS = (
+    Column("network", "Network"),
+    Column("layer", "Layer"),
+    Column("shape", "Output"),
+    Column("ms", "Time (ms)", 4, 3),
+    Column("intensity", "MACs per byte", 4, 2),
+    Column("gmacs", "GMAC/s", 4, 2),
+    Column("roof", "Roofline (GMAC/s)", 4, 2),
+    Column("of_roof", "Of it (%)", 4, 1),
+    Column("bound", "Bound by"),
+)
+
+
+def modes(evidence: Evidence) -> Table | None:
+    """A row per cell and mode; None where no cell was measured in all modes."""
+    if not evidence.speed:
+        return None
+    rows = [_mode_row(record["method"], row) for record in evidence.speed.values() for row in record["modes"]]
+    first = next(iter(evidence.speed.values()))
+    processes = max((row["processes"] for row in first["modes"] if not row["reason"]), default=0)
+    note = (f"{_where(first)}. Both networks in the same mode, in turns, in {processes} fresh processes; percentiles over "
+            "all calls; speedup: dense time / pruned time, median over processes, with the bootstrap interval over "
+            "processes and the rounds within them. Folded: batch norms are part of the convolutions before them. "
+            f"Cells: {', '.join(evidence.speed)}.")
+    return Table("T6_modes", f"T6. Every mode: {subject(evidence)}, n = 1 network per method", note, MODES, rows)
+
+
+def t14(evidence: Evidence) -> Table | None:
+    """Time per kind of operator, before and after pruning; None where nothing was profiled."""
+    rows = [row for name, record in _networks(evidence) for row in _by_kind(name, record)]
+    note = (f"{_ceilings(evidence)} Bytes: of the tensors that an operator reads and writes; caches may save some."
+            if rows else "")
+    return Table("T14", f"T14. Time per operator: {subject(evidence)}", note, KINDS, rows) if rows else None
+
+
+def t14_layers(evidence: Evidence) -> Table | None:
+    """Every convolution against the roofline; None where nothing was profiled."""
+    rows = [row for name, record in _networks(evidence) for row in _by_layer(name, record)]
+    note = (f"{_ceilings(evidence)} Roofline: the lower of arithmetic and of bandwidth times MACs per byte; a layer above "
+            "it found its data in a cache." if rows else "")
+    title = f"T14. Convolutions against the roofline: {subject(evidence)}"
+    return Table("T14_layers", title, note, LAYERS, rows) if rows else None
+
+
+def _mode_row(method: str, row: dict) -> dict:
+    median = row.get("pruned_p50_ms")
+    return {**row, "method": method, "throughput": 1e3 * row["batch"] / median if median else None}
+
+
+def _networks(evidence: Evidence) -> list[tuple[str, dict]]:
+    """Name and record of every profiled network: the dense one once, then the pruned ones."""
+    records = list(evidence.speed.values())
+    return [("dense", record) for record in records[:1]] + [(record["method"], record) for record in records]
+
+
+def _where(record: dict) -> str:
+    seen = record["fingerprint"]
+    return (f"{seen['device']}, {seen['threads']} thread{'s' * (seen['threads'] != 1)}, torch {seen['torch']}, "
+            "channels_last")
+
+
+def _ceilings(evidence: Evidence) -> str:
+    record = next(iter(evidence.speed.values()))
+    ceilings = record["ceilings"]
+    return (f"{_where(record)}, eager fp32, batch {record['operators_batch']}; median over rounds in which the networks "
+            f"take turns. Ceilings, measured there: {ceilings['macs'] / 1e9:.4g} GMAC/s of a large matrix product, "
+            f"{ceilings['bytes'] / 1e9:.4g} GB/s of a large copy.")
+
+
+def _by_kind(name: str, record: dict) -> list[dict]:
+    """One row per kind of operator, the longest first."""
+    calls, ceilings = record["operators"][name], record["ceilings"]
+    total = sum(call["milliseconds"] for call in calls)
+    kinds: dict[str, list[dict]] = {}
+    for call in calls:
+        kinds.setdefault(call["kind"], []).append(call)
+    rows = []
+    for kind, own in sorted(kinds.items(), key=lambda item: -sum(call["milliseconds"] for call in item[1])):
+        ms = sum(call["milliseconds"] for call in own)
+        macs, moved = (sum(call[key] for call in own) / (ms / 1e3) for key in ("macs", "bytes"))
+        rows.append({"network": name, "operator": kind, "calls": len(own), "ms": ms, "share": 100 * ms / total,
+                     "gmacs": macs / 1e9 if macs else None, "of_peak": 100 * macs / ceilings["macs"] if macs else None,
+                     "gbytes": moved / 1e9, "of_bandwidth": 100 * moved / ceilings["bytes"]})
+    return rows
+
+
+def _by_layer(name: str, record: dict) -> list[dict]:
+    """One row per convolution, in order of execution."""
+    ceilings, rows = record["ceilings"], []
+    for call in record["operators"][name]:
+        if call["kind"] == "convolution":
+            intensity, speed = call["macs"] / call["bytes"], call["macs"] / (call["milliseconds"] / 1e3)
+            roof = min(ceilings["macs"], intensity * ceilings["bytes"])
+            rows.append({"network": name, "layer": call["layer"], "shape": "x".join(map(str, call["shape"][1:])),
+                         "ms": call["milliseconds"], "intensity": intensity, "gmacs": speed / 1e9, "roof": roof / 1e9,
+                         "of_roof": 100 * speed / roof, "bound": "arithmetic" if roof == ceilings["macs"] else "memory"})
+    return rows
