@@ -92,7 +92,8 @@ def stubbed(new_clone) -> Clone:
     clone = new_clone("stubbed")
     stub = (Path(__file__).parent / "stub_stage.py").read_text()
     stages = [script.stem for script in (clone.path / "pipeline").glob("[!_]*.py")]
-    for script in [*(f"pipeline/{name}.py" for name in stages), *(f"benchmarks/{name}.py" for name in CLAIMS + EXPERIMENTS)]:
+    experiments = [f"benchmarks/{name}.py" for name in CLAIMS + EXPERIMENTS]
+    for script in [*(f"pipeline/{name}.py" for name in stages), *experiments]:
         clone.write(script, stub)
     (clone.path / "dvc.lock").unlink(missing_ok=True)
     shutil.copy(clone.path / "configs/default.yaml", clone.path / "params.yaml")

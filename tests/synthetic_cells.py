@@ -67,8 +67,8 @@ def add_speed(folder: Path, cell: str, name: str = "default") -> None:
              for dtype in ("fp32", "bf16") for batch in (1, 64)]
     modes.append({"run": "compiled", "dtype": "fp32", "batchnorm": "as trained", "batch": 64,
                   "reason": "not measured: no compiler"})
-    calls = [{"layer": f"conv{place}", "kind": "convolution", "macs": 1000 * place, "bytes": 500, "shape": [64, 8, 4, 4],
-              "milliseconds": 0.1 * place} for place in (1, 2, 3)]
+    calls = [{"layer": f"conv{place}", "kind": "convolution", "macs": 1000 * place, "bytes": 500,
+              "shape": [64, 8, 4, 4], "milliseconds": 0.1 * place} for place in (1, 2, 3)]
     calls.append({"layer": "relu", "kind": "activation", "macs": 0, "bytes": 500, "shape": [64, 8, 4, 4],
                   "milliseconds": 0.4})
     write(report / "speed" / f"{cell}.json", {

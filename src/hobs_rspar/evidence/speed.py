@@ -53,8 +53,8 @@ def modes(evidence: Evidence) -> Table | None:
     rows = [_mode_row(record["method"], row) for record in evidence.speed.values() for row in record["modes"]]
     first = next(iter(evidence.speed.values()))
     processes = max((row["processes"] for row in first["modes"] if not row["reason"]), default=0)
-    note = (f"{_where(first)}. Both networks in the same mode, in turns, in {processes} fresh processes; percentiles over "
-            "all calls; speedup: dense time / pruned time, median over processes, with the bootstrap interval over "
+    note = (f"{_where(first)}. Both networks in the same mode, in turns, in {processes} fresh processes; percentiles "
+            "over all calls; speedup: dense time / pruned time, median over processes, with the bootstrap interval over "
             "processes and the rounds within them. Folded: batch norms are part of the convolutions before them. "
             f"Cells: {', '.join(evidence.speed)}.")
     return Table("T6_modes", f"T6. Every mode: {subject(evidence)}, n = 1 network per method", note, MODES, rows)
@@ -71,8 +71,8 @@ def t14(evidence: Evidence) -> Table | None:
 def t14_layers(evidence: Evidence) -> Table | None:
     """Every convolution against the roofline; None where nothing was profiled."""
     rows = [row for name, record in _networks(evidence) for row in _by_layer(name, record)]
-    note = (f"{_ceilings(evidence)} Roofline: the lower of arithmetic and of bandwidth times MACs per byte; a layer above "
-            "it found its data in a cache." if rows else "")
+    note = (f"{_ceilings(evidence)} Roofline: the lower of arithmetic and of bandwidth times MACs per byte; a layer "
+            "above it found its data in a cache." if rows else "")
     title = f"T14. Convolutions against the roofline: {subject(evidence)}"
     return Table("T14_layers", title, note, LAYERS, rows) if rows else None
 
@@ -97,8 +97,8 @@ def _where(record: dict) -> str:
 def _ceilings(evidence: Evidence) -> str:
     record = next(iter(evidence.speed.values()))
     ceilings = record["ceilings"]
-    return (f"{_where(record)}, eager fp32, batch {record['operators_batch']}; median over rounds in which the networks "
-            f"take turns. Ceilings, measured there: {ceilings['macs'] / 1e9:.4g} GMAC/s of a large matrix product, "
+    return (f"{_where(record)}, eager fp32, batch {record['operators_batch']}; median over rounds in which the "
+            f"networks take turns. Ceilings, measured there: {ceilings['macs'] / 1e9:.4g} GMAC/s of a large matrix product, "
             f"{ceilings['bytes'] / 1e9:.4g} GB/s of a large copy.")
 
 
@@ -128,5 +128,6 @@ def _by_layer(name: str, record: dict) -> list[dict]:
             roof = min(ceilings["macs"], intensity * ceilings["bytes"])
             rows.append({"network": name, "layer": call["layer"], "shape": "x".join(map(str, call["shape"][1:])),
                          "ms": call["milliseconds"], "intensity": intensity, "gmacs": speed / 1e9, "roof": roof / 1e9,
-                         "of_roof": 100 * speed / roof, "bound": "arithmetic" if roof == ceilings["macs"] else "memory"})
+                         "of_roof": 100 * speed / roof,
+                         "bound": "arithmetic" if roof == ceilings["macs"] else "memory"})
     return rows

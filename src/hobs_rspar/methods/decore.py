@@ -23,7 +23,7 @@ from hobs_rspar.device import autocast
 from hobs_rspar.methods import _gated
 from hobs_rspar.methods._gated import Options as GatedOptions
 from hobs_rspar.methods._protocol import Context
-from hobs_rspar.methods._trained import NonNegative, batches
+from hobs_rspar.methods._trained import Above, NonNegative, batches
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
 from hobs_rspar.training import SGD, learning_rate
