@@ -11,6 +11,7 @@ from hobs_rspar.evidence import (
     ablation,
     claims,
     cost,
+    experiment_plan,
     latency,
     leads,
     metrics,
@@ -57,6 +58,7 @@ def contents(evidence: Evidence, summary: Summary) -> dict[str, bytes]:
     every = (*own, *claims.tables_of(evidence), stability.t12(evidence, summary), stability.t13(evidence, summary),
              tables.t16(evidence, summary))
     shown = {table.name: table for table in every if table}
+    shown["plan"] = experiment_plan.where(shown)
     figures = draw_all(evidence, summary)
     texts = {f"tables/{name}": text for table in shown.values() for name, text in files(table).items()}
     texts |= {"tables/conditions.json": _conditions(evidence, summary),
