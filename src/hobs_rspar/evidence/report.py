@@ -95,6 +95,9 @@ def _warn(evidence: Evidence) -> None:
     if evidence.missing:
         print(f"warning: {len(evidence.missing)} of {total} cells are missing: {', '.join(evidence.missing)}; "
               "'dvc repro' computes them", file=sys.stderr)
+    if stale := evidence.stale:
+        print("warning: of earlier networks than those in artifacts/: "
+              f"{', '.join(stale)}; 'dvc repro' measures them anew", file=sys.stderr)
     if evidence.untimed:
         print(f"warning: no timing of the present network on {evidence.platform or 'any platform'} for: "
               f"{', '.join(evidence.untimed)}; 'dvc repro' measures them", file=sys.stderr)
