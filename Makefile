@@ -1,18 +1,19 @@
 # Everything a person types here; `make help` lists it. Needs Python >= 3.10, Git and make, nothing else.
-VENV   ?= .venv
-PYTHON ?= python3
-JOBS   ?=
-STUDY  ?=
-TESTS  ?=
-A      ?=
-B      ?=
-BIN    := $(VENV)/bin
+VENV    ?= .venv
+PYTHON  ?= python3
+JOBS    ?=
+STUDY   ?=
+STUDIES ?=
+TESTS   ?=
+A       ?=
+B       ?=
+BIN     := $(VENV)/bin
 
 # Stages are run by name (`python pipeline/...`): the environment's python and dvc come first.
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro update test study preview status compare lint
+.PHONY: help setup repro update test study studies preview status compare lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -38,6 +39,10 @@ test: $(READY) ## run the tests (TESTS=tests/test_x.py for some)
 
 study: $(READY) ## switch to another study: STUDY=toy writes params.yaml = configs/default.yaml + configs/toy.yaml
 	@$(BIN)/python tasks/study.py $(STUDY)
+
+studies: $(READY) ## run several studies one after the other: STUDIES="pareto pareto_70 pareto_50 pareto_35 pareto_15"
+	@test -n "$(STUDIES)" || { echo 'error: say which: make studies STUDIES="pareto pareto_70 pareto_50"'; exit 1; }
+	@for name in $(STUDIES); do $(MAKE) --no-print-directory study STUDY=$$name && $(MAKE) --no-print-directory repro || exit 1; done
 
 preview: $(READY) ## what the current params mean: groups, MACs, predicted loss, estimated time (seconds, no training)
 	@$(BIN)/python tasks/preview.py $(if $(JOBS),--jobs $(JOBS))

@@ -18,6 +18,7 @@ from torch import nn
 
 from hobs_rspar import config, cost
 from hobs_rspar.device import keep_freed_memory
+from hobs_rspar.errors import UserError
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar
@@ -56,9 +57,12 @@ def rounded(bench: Bench) -> Iterator[tuple[int, list[nn.Module]]]:
     contexts = [bench.context(seed) for seed in SEEDS]
     plans = [bench.plan(bench.params.methods[bench.method], seed) for seed in SEEDS]
     for multiple in MULTIPLES:
-        if multiple <= min(bench.groups.sizes):
-            yield multiple, [bench.pruned(in_multiples_of(multiple, plan, context))
-                             for plan, context in zip(plans, contexts, strict=True)]
+        try:
+            changed = [in_multiples_of(multiple, plan, context) for plan, context in zip(plans, contexts, strict=True)]
+        except UserError as refusal:
+            print(f"{bench.method}, multiples of {multiple}: {refusal}")
+            return
+        yield multiple, [bench.pruned(plan) for plan in changed]
 
 
 def in_multiples_of(multiple: int, plan: PruningPlan, context: Context) -> PruningPlan:

@@ -1,7 +1,8 @@
 """Switches the checkout to a study: ``python tasks/study.py NAME``.
 
 params.yaml becomes configs/default.yaml with what configs/NAME.yaml says instead: sections are merged key by key, a
-list replaces a list, comments stay (an overlay's own comment replaces the default's). The dvc.lock of the study that
+list replaces a list, comments stay (an overlay's own comment replaces the default's). An overlay with a line
+``extends: OTHER`` comes after configs/OTHER.yaml. The dvc.lock of the study that
 is left is kept in its reports folder, that of the new one comes back from there, so that nothing finished runs again.
 """
 
@@ -69,10 +70,9 @@ def composed(name: str) -> str:
     if name == "default":
         return default.read_text()
     reader, overlay_text = round_trip(), (CONFIGS / f"{name}.yaml").read_text()
-    base, overlay = reader.load(default.read_text()), reader.load(overlay_text)
-    if not isinstance(overlay, CommentedMap):
-        raise UserError(f"configs/{name}.yaml must hold sections of params.yaml, such as 'study:' with keys under it")
-    merge(base, overlay)
+    base = reader.load(default.read_text())
+    for overlay in overlays(name, reader):
+        merge(base, overlay)
     base["study"]["name"] = name
     base.ca.comment = None
     text = io.StringIO()
@@ -80,6 +80,25 @@ def composed(name: str) -> str:
     about = "".join(takewhile(lambda line: line.startswith("#"), overlay_text.splitlines(keepends=True)))
     origin = f"# Written by 'make study STUDY={name}' from configs/default.yaml and configs/{name}.yaml.\n"
     return about + origin + text.getvalue()
+
+
+def overlays(name: str, reader: YAML) -> list[CommentedMap]:
+    """The overlay of a study, after those that it extends.
+
+    Raises:
+        UserError: one has no sections, extends itself, or a study that is not there.
+    """
+    found: dict[str, CommentedMap] = {}
+    while name != "default" and name is not None:
+        if name in found:
+            raise UserError(f"configs/{name}.yaml extends itself; 'extends' must name another study")
+        overlay = reader.load((CONFIGS / f"{studied([name])}.yaml").read_text())
+        if not isinstance(overlay, CommentedMap):
+            raise UserError(f"configs/{name}.yaml must hold sections of params.yaml, such as 'study:' with keys under "
+                            "it")
+        found[name] = overlay
+        name = overlay.pop("extends", None)
+    return list(found.values())[::-1]
 
 
 def round_trip() -> YAML:

@@ -67,6 +67,9 @@ CASES = [
     (changed(study__methods=["l1", "l1"]), ["study.methods names ['l1'] twice"]),
     (changed(study__seeds=[1, 2, 1]), ["study.seeds names [1] twice"]),
     (changed(study__claims=["alocators"]), ["study.claims: 'alocators' is not known", "Did you mean 'allocators'?"]),
+    (changed(study__experiments=["penalty"]), ["study.experiments: 'penalty' is not known", "peers"]),
+    (changed(speed__cells=["hobs_rspar-43"]), ["speed.cells: 'hobs_rspar-43' is not known", "'hobs_rspar-42'"]),
+    (changed(allocation__round_to=0), ["allocation.round_to"]),
     (changed(study__claims=["penalty"] * 2), ["study.claims names ['penalty'] twice"]),
     (changed(study__name="My Study"), ["study.name", "My Study"]),
     (changed(methods={"l1": {}}), ["methods.unpruned is missing", "'unpruned: {}'"]),
@@ -89,7 +92,7 @@ CASES = [
     (changed(finetune__curve=[100]), ["finetune", "curve begins with 100 images, less than a batch (128)"]),
     (changed(finetune__precision="fp16"), ["finetune.precision", "'auto', 'bf16' or 'fp32'"]),
     (changed(export__cells=["hobs_rspar-43"]), ["export.cells: 'hobs_rspar-43' is not known. Did you mean "
-                                                "'hobs_rspar-42'?", "[] exports none"]),
+                                                "'hobs_rspar-42'?", "[] for none"]),
     (changed(pretrain__momentum=1.5), ["pretrain.momentum", "(seen: 1.5)"]),
     (changed(study__seeds=[-1]), ["study.seeds.0", "(seen: -1)"]),
     (changed(allocation__tolerance=0.5), ["allocation.tolerance", "(seen: 0.5)"]),

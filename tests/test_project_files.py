@@ -14,6 +14,8 @@ from clones import ROOT
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
+from hobs_rspar.errors import UserError
+
 OVERLAYS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))
 REQUIREMENTS = [line.split("#")[0].strip() for line in (ROOT / "requirements.txt").read_text().splitlines()]
 REQUIREMENTS = [line for line in REQUIREMENTS if line]
@@ -99,6 +101,19 @@ def test_overlay_is_valid(name, monkeypatch, tmp_path):
     params, default = yaml.safe_load(text), yaml.safe_load((ROOT / "configs/default.yaml").read_text())
     assert params["study"]["name"] == name
     assert name == "default" or list(study_task.differences(params, default)) != ["study.name"], "it changes nothing"
+
+
+def test_an_overlay_comes_after_the_one_that_it_extends(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    base, extended = (yaml.safe_load(study_task.composed(name)) for name in ("pareto", "pareto_50"))
+    assert set(study_task.differences(base, extended)) == {"study.name", "study.budget.macs"}
+    monkeypatch.setattr(study_task, "CONFIGS", tmp_path)
+    for name, other in (("a", "b"), ("b", "a"), ("c", "gone"), ("default", None)):
+        (tmp_path / f"{name}.yaml").write_text(f"extends: {other}\nstudy: {{}}\n")
+    with pytest.raises(UserError, match="extends itself"):
+        study_task.composed("a")
+    with pytest.raises(UserError, match="no study 'gone'"):
+        study_task.composed("c")
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

@@ -545,6 +545,16 @@ def test_incomplete_study_is_reported_as_such(study, capsys):
     assert (table["l1"]["n"], table["random"]["n"]) == ("4", "5")
 
 
+def test_a_cell_of_an_earlier_network_is_a_warning(study, capsys):
+    """Where the present network is at hand; elsewhere nobody can tell."""
+    folder = study / "artifacts/default/cells/l1-42"
+    folder.mkdir(parents=True)
+    for name in ("plan.json", "recovered.safetensors"):
+        (folder / name).write_bytes(b"recovered anew")
+    write(load())
+    assert "of earlier networks than those in artifacts/: l1-42; 'dvc repro'" in capsys.readouterr().err
+
+
 def test_timing_of_an_earlier_network_is_not_shown(study, capsys):
     edit(timing_of("l1-42"), lambda timing: timing.update(inputs="1" * 64))
     edit(timing_of("l1-520"), lambda timing: timing.update(flags=["batch 64: something else was running"]))

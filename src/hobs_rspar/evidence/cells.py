@@ -12,6 +12,7 @@ import numpy as np
 from hobs_rspar.config import Params
 from hobs_rspar.errors import UserError
 from hobs_rspar.evidence import claim_files
+from hobs_rspar.hardware.record import CellFiles
 from hobs_rspar.paths import Paths
 
 CELL_KEYS = ("method", "seed", "dataset", "network", "budget", "dense", "plan", "accuracy", "repair", "repair_steps",
@@ -67,6 +68,13 @@ class Evidence:
     @property
     def untimed(self) -> list[str]:
         return [cell for cell in self.cells if cell not in self.timings]
+
+    @property
+    def stale(self) -> list[str]:
+        """Cells whose network was recovered anew since they were written, as far as networks are here."""
+        files = {key: CellFiles(self.paths, cell["method"], cell["seed"]) for key, cell in self.cells.items()}
+        return [key for key, file in files.items() if file.plan.is_file() and file.recovered.is_file()
+                and file.digest() != self.cells[key]["inputs"]]
 
     @property
     def reference(self) -> dict:

@@ -27,11 +27,15 @@ STYLE = {
 COLOURS = {"unpruned": "#000000", "random": "#8c8c8c", "random_repair": "#999933", "l1": "#56b4e9",
            "l1_repair": "#332288", "l2_global": "#0072b2", "taylor_oneshot": "#009e73", "depgraph_seed": "#cc79a7",
            "hobs_uniform": "#e69f00", "hobs_rspar_ppo": "#882255", "hobs_rspar": "#d55e00", "depgraph": "#aa4499",
-           "jtp": "#117733", "bilevel": "#cc6677", "structalign": "#44aa99", "udfc": "#ddcc77"}
+           "jtp": "#117733", "bilevel": "#cc6677", "structalign": "#44aa99", "udfc": "#ddcc77", "taylor": "#228833",
+           "amc": "#66ccee", "decore": "#ee6677", "autocompress": "#4477aa", "gnn": "#ccbb44", "hrank": "#997700",
+           "fpgm": "#6699cc", "lamp": "#004488", "hobs_rspar_dqn": "#ee3377"}
 MORE_COLOURS = ("#88ccee", "#44aa99", "#117733", "#ddcc77", "#cc6677", "#aa4499")
 SHAPES = {"unpruned": "o", "random": "s", "random_repair": "p", "l1": "v", "l1_repair": "<", "l2_global": "^",
           "taylor_oneshot": "D", "depgraph_seed": "P", "hobs_uniform": "X", "hobs_rspar_ppo": ">", "hobs_rspar": "*",
-          "depgraph": "h", "jtp": "d", "bilevel": "H", "structalign": "8", "udfc": "h"}
+          "depgraph": "h", "jtp": "d", "bilevel": "H", "structalign": "8", "udfc": "h", "taylor": "d", "amc": "s",
+          "decore": "o", "autocompress": "D", "gnn": "^", "hrank": "v", "fpgm": "p", "lamp": "<",
+          "hobs_rspar_dqn": "h", "udfc_seed": "s", "jtp_seed": "^", "bilevel_seed": "v", "structalign_seed": "D"}
 MORE_SHAPES = "hdH8"
 LARGER = {"*": 7.0, "P": 5.0, "X": 5.0}  # points; these shapes fill less of their box
 
@@ -53,12 +57,21 @@ class Drawing:
 
 
 def method_looks(methods: Sequence[str]) -> dict[str, dict]:
-    """Method name to ``color``, ``marker``, ``markersize``: shapes differ, so that colour is never the only sign."""
-    others = [name for name in methods if name not in COLOURS]
-    colours = COLOURS | {name: MORE_COLOURS[place % len(MORE_COLOURS)] for place, name in enumerate(others)}
-    shapes = SHAPES | {name: MORE_SHAPES[place % len(MORE_SHAPES)] for place, name in enumerate(others)}
+    """Method name to ``color``, ``marker``, ``markersize``: shapes differ, so that colour is never the only sign.
+
+    A version that is simplified as in the documents (``_seed``) has the colour of the paper's.
+    """
+    seeds = {name: COLOURS[base] for name in methods if (base := name.removesuffix("_seed")) in COLOURS}
+    colours = _completed(seeds | COLOURS, methods, MORE_COLOURS)
+    shapes = _completed(SHAPES, methods, MORE_SHAPES)
     return {name: {"color": colours[name], "marker": shapes[name], "markersize": LARGER.get(shapes[name], 4.0)}
             for name in methods}
+
+
+def _completed(looks: dict[str, str], methods: Sequence[str], more: Sequence[str]) -> dict[str, str]:
+    """Looks for all methods; those without one of their own take turns."""
+    others = [name for name in methods if name not in looks]
+    return looks | {name: more[place % len(more)] for place, name in enumerate(others)}
 
 
 def new_figure(height: float, rows: int = 1, **options) -> tuple[Figure, list[Axes]]:

@@ -164,6 +164,21 @@ class Charts:
         band = base.mark_area(opacity=0.2).encode(y=f"{lo}:Q", y2=f"{hi}:Q")
         return alt.layer(line, band), HEIGHT
 
+    def _reconstruction(self, rows: Rows) -> Sized:
+        methods = list(dict.fromkeys(row["method"] for row in rows))
+        base = _base(rows).encode(
+            x=alt.X("error:Q", title="Relative error of the consumers' outputs"), tooltip=_tips(rows),
+            y=alt.Y("method:N", title=None, sort=methods), color=self._colour(rows, legend=None))
+        points = base.mark_point(filled=True, size=60).encode(
+            shape=alt.Shape("step:N", title=None, sort=["cut", "batchnorm", "refit"]))
+        return alt.layer(base.mark_line(), points), 20 * len(methods) + 20
+
+    def _critical_differences(self, rows: Rows) -> Sized:
+        return _base(rows).mark_point(filled=True, size=70).encode(
+            x=alt.X("rank:Q", title="Average rank, 1 is the most accurate", scale=OPEN), tooltip=_tips(rows),
+            y=alt.Y("method:N", title=None, sort=[row["method"] for row in rows]),
+            color=self._colour(rows, legend=None)), 20 * len(rows) + 20
+
     def _measured_plans(self, rows: Rows) -> Sized:
         return _base(rows).mark_point(filled=True, size=40).encode(
             x=alt.X("plan:Q", title="Plans run so far"), y=alt.Y("drop:Q", title="Accuracy drop (points)", scale=OPEN),

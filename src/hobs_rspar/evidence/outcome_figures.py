@@ -7,6 +7,7 @@ from matplotlib.ticker import MaxNLocator
 
 from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.figure_style import Drawing, legend_below, method_looks, new_figure, new_panels
+from hobs_rspar.evidence.ranks import ranked
 from hobs_rspar.evidence.statistics import Difference, Interval
 from hobs_rspar.evidence.summary import LATENCY_BATCH, OURS, REFERENCE, MethodSummary, Summary
 
@@ -71,6 +72,30 @@ def paired_differences(evidence: Evidence, summary: Summary) -> Drawing | str:
                    f"Right of zero {OURS} is ahead. Mean with {rows[0][1].kind} interval; p is Holm-adjusted over the "
                    f"rivals. {REFERENCE} is judged by its margin, not by p.", summary.n,
                    "Pale points are the single seeds; the margin is dotted.")
+
+
+def critical_differences(evidence: Evidence, summary: Summary) -> Drawing | str:
+    """Average ranks over seeds; bars join methods that Nemenyi's test does not tell apart."""
+    found = ranked(summary, evidence.alpha)
+    if isinstance(found, str):
+        return found
+    figure, (axis,) = new_figure(0.9 + 0.17 * len(found.average) + 0.07 * len(found.cliques))
+    looks, names = method_looks(evidence.methods), list(found.average)
+    for place, (name, rank) in enumerate(found.average.items()):
+        axis.plot(rank, place, linestyle="none", **looks[name])
+        axis.annotate(f"{name}  {rank:.2f}", (rank, place), xytext=(6, 0), textcoords="offset points", va="center",
+                      fontsize=6.5)
+    for place, (first, last) in enumerate(found.cliques):
+        axis.plot([found.average[first], found.average[last]], [len(names) + 0.4 * place] * 2, color="#444444",
+                  linewidth=2)
+    axis.set(xlim=(0.6, len(names) + 2.5), ylim=(len(names) + 0.4 * len(found.cliques), -0.6), yticks=[],
+             xlabel=f"Average rank over {found.blocks} seeds, 1 is the most accurate",
+             title=f"Critical difference {found.critical:.2f} ({summary.n})")
+    rows = [[name, rank, found.blocks, found.critical, found.p_value] for name, rank in found.average.items()]
+    return Drawing(figure, ["method", "rank", "blocks", "critical_difference", "friedman_p"], rows,
+                   f"Methods ranked by test top-1 within every seed. Friedman: p = {found.p_value:.2g}. Ranks that "
+                   f"differ by less than {found.critical:.2f} are not told apart (Nemenyi, level {evidence.alpha:g}).",
+                   summary.n, "Bars below join the points of such methods.")
 
 
 def clusters(costs: dict[str, float], gap: float) -> list[list[str]]:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import statistics as plain
 from collections.abc import Sequence
 
 import numpy as np
 
 from hobs_rspar.evidence.cells import Evidence
 from hobs_rspar.evidence.figure_style import Drawing, heat_map, legend_below, method_looks, new_figure
+from hobs_rspar.evidence.pairing import REFERENCE
 from hobs_rspar.evidence.plots import ragged
 from hobs_rspar.evidence.statistics import mean_interval
 from hobs_rspar.evidence.summary import Summary
 from hobs_rspar.evidence.tables import group_names, kept_ratios
 
 CRITERION = "hobs"
+STEPS = {"cut": ("criterion alone", "o"), "batchnorm": ("+ batch norms", "D"), "refit": ("+ refit", "s")}
 FLOOR = 1e-4  # of the largest score; smaller ones are drawn in the same, darkest colour
 EXPECTED = "Drop: expected of the plans of an update's episodes, by the reward that is fitted to measured plans."
 ONE_NETWORK = "n = 1 dense network"
@@ -58,6 +61,37 @@ def allocation(evidence: Evidence, summary: Summary) -> Drawing:
     data = [[name, *(kept[method][name] for method in methods)] for name in names]
     return Drawing(figure, ["group", *methods], data, "Channels kept, mean over seeds; groups in the network's order.",
                    summary.n)
+
+
+def reconstruction(evidence: Evidence, summary: Summary) -> Drawing | str:
+    """What is left of the consumers' outputs, step by step of repair, as the error on held-out images."""
+    methods = [method for method in evidence.methods if method != REFERENCE]
+    if not methods:
+        return "the study has no method that removes channels"
+    errors = {method: _errors(evidence, method) for method in methods}
+    figure, (axis,) = new_figure(0.9 + 0.2 * len(methods))
+    rows = []
+    for place, (method, steps) in enumerate(errors.items()):
+        colour = method_looks(evidence.methods)[method]["color"]
+        axis.plot(list(steps.values()), [place] * len(steps), color=colour, linewidth=0.8, zorder=1)
+        for step, error in steps.items():
+            axis.plot(error, place, marker=STEPS[step][1], markersize=5, color=colour, linestyle="none",
+                      markerfacecolor="white" if step == "cut" else colour)
+            rows.append([method, step, error, len(evidence.of(method))])
+    for label, marker in STEPS.values():
+        axis.plot([], [], marker=marker, linestyle="none", color="#444444", label=label,
+                  markerfacecolor="white" if marker == "o" else "#444444")
+    axis.set_yticks(range(len(methods)), methods)
+    axis.set(xlabel="Relative error of the consumers' outputs", ylim=(len(methods) - 0.4, -0.6),
+             title=f"Feature maps before recovery ({summary.n})")
+    axis.set_xlim(left=0)
+    axis.grid(visible=False, axis="y")
+    legend_below(figure, [axis])
+    return Drawing(figure, ["method", "step", "error", "n"], rows,
+                   "Squared difference to the dense network's feature maps (outputs of the layers that read the "
+                   "pruned channels), relative to their size, mean over layers and seeds, on held-out validation "
+                   "images before recovery. 1: as much is wrong as there was. Methods that train are compared with "
+                   "the weights that they trained.", summary.n)
 
 
 def reward_curve(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -120,6 +154,12 @@ def measured_plans(evidence: Evidence, summary: Summary) -> Drawing | str:
                    "One point per plan that was pruned, repaired and run: validation accuracy of the dense network "
                    "minus that of the plan, before recovery. First uniform widths and plans around them, then the "
                    "allocator's favourites, round by round.", _seeds(searched))
+
+
+def _errors(evidence: Evidence, method: str) -> dict[str, float]:
+    """Step of repair to the error after it, mean over seeds."""
+    cells = [cell["repair_steps"] for cell in evidence.of(method)]
+    return {step: plain.fmean(cell[step]["reconstruction_error"] for cell in cells) for step in cells[0]}
 
 
 def _searched(evidence: Evidence, history: str = "episodes") -> dict[str, list[list[dict]]]:

@@ -11,6 +11,7 @@ from hobs_rspar.evidence import (
     ablation,
     claims,
     cost,
+    experiment_plan,
     latency,
     leads,
     metrics,
@@ -57,6 +58,7 @@ def contents(evidence: Evidence, summary: Summary) -> dict[str, bytes]:
     every = (*own, *claims.tables_of(evidence), stability.t12(evidence, summary), stability.t13(evidence, summary),
              tables.t16(evidence, summary))
     shown = {table.name: table for table in every if table}
+    shown["plan"] = experiment_plan.where(shown)
     figures = draw_all(evidence, summary)
     texts = {f"tables/{name}": text for table in shown.values() for name, text in files(table).items()}
     texts |= {"tables/conditions.json": _conditions(evidence, summary),
@@ -93,6 +95,9 @@ def _warn(evidence: Evidence) -> None:
     if evidence.missing:
         print(f"warning: {len(evidence.missing)} of {total} cells are missing: {', '.join(evidence.missing)}; "
               "'dvc repro' computes them", file=sys.stderr)
+    if stale := evidence.stale:
+        print("warning: of earlier networks than those in artifacts/: "
+              f"{', '.join(stale)}; 'dvc repro' measures them anew", file=sys.stderr)
     if evidence.untimed:
         print(f"warning: no timing of the present network on {evidence.platform or 'any platform'} for: "
               f"{', '.join(evidence.untimed)}; 'dvc repro' measures them", file=sys.stderr)

@@ -54,8 +54,8 @@ def modes(evidence: Evidence) -> Table | None:
     first = next(iter(evidence.speed.values()))
     processes = max((row["processes"] for row in first["modes"] if not row["reason"]), default=0)
     note = (f"{_where(first)}. Both networks in the same mode, in turns, in {processes} fresh processes; percentiles "
-            "over all calls; speedup: dense time / pruned time, median over processes, with the bootstrap interval over "
-            "processes and the rounds within them. Folded: batch norms are part of the convolutions before them. "
+            "over all calls; speedup: dense time / pruned time, median over processes, with the bootstrap interval "
+            "over processes and the rounds within them. Folded: batch norms are part of the convolutions before them. "
             f"Cells: {', '.join(evidence.speed)}.")
     return Table("T6_modes", f"T6. Every mode: {subject(evidence)}, n = 1 network per method", note, MODES, rows)
 
@@ -98,8 +98,8 @@ def _ceilings(evidence: Evidence) -> str:
     record = next(iter(evidence.speed.values()))
     ceilings = record["ceilings"]
     return (f"{_where(record)}, eager fp32, batch {record['operators_batch']}; median over rounds in which the "
-            f"networks take turns. Ceilings, measured there: {ceilings['macs'] / 1e9:.4g} GMAC/s of a large matrix product, "
-            f"{ceilings['bytes'] / 1e9:.4g} GB/s of a large copy.")
+            f"networks take turns. Ceilings, measured there: {ceilings['macs'] / 1e9:.4g} GMAC/s of a large matrix "
+            f"product, {ceilings['bytes'] / 1e9:.4g} GB/s of a large copy.")
 
 
 def _by_kind(name: str, record: dict) -> list[dict]:

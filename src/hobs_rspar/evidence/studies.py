@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hobs_rspar.evidence.pairing import OURS, REFERENCE
 from hobs_rspar.evidence.summary import FAMILY, THROUGHPUT_BATCH
-from hobs_rspar.evidence.table_formats import Column, Table
+from hobs_rspar.evidence.table_formats import Column, Table, files
 from hobs_rspar.evidence.tables import in_words
 
 COLUMNS = (
@@ -33,10 +33,16 @@ NOTE = (f"One row per study in reports/ that has {OURS}: test top-1, means over 
         "study's T1. Studies differ in more than one condition; each one's page says which.")
 
 
-def across(reports: Path) -> Table | None:
+def reports(folder: Path) -> dict[str, bytes]:
+    """File name to content of the table of all studies."""
+    table = across(folder)
+    return {name: text.encode() for name, text in files(table).items()} if table else {}
+
+
+def across(folder: Path) -> Table | None:
     """A row per study with a report; None where there is none."""
-    rows = [row for folder in sorted(reports.iterdir()) if (folder / "tables" / "T1.csv").is_file()
-            and (row := _row(folder))]
+    rows = [row for study in sorted(folder.iterdir()) if (study / "tables" / "T1.csv").is_file()
+            and (row := _row(study))]
     return Table("studies", "All studies", NOTE, COLUMNS, rows) if rows else None
 
 

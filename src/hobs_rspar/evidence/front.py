@@ -1,0 +1,120 @@
+"""Accuracy against cost over several budgets: studies that differ in nothing but the budget, from their reports' files.
+
+Such studies are called NAME and NAME_<percent>, like pareto and pareto_50.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+from pathlib import Path
+
+import matplotlib
+
+from hobs_rspar.evidence.figure_style import STYLE, Drawing, file_bytes, legend_below, method_looks, new_figure
+from hobs_rspar.evidence.summary import THROUGHPUT_BATCH
+from hobs_rspar.evidence.table_formats import Column, Table, csv_text, files
+from hobs_rspar.evidence.tables import in_words
+
+FEWEST = 5  # operating points for a statement about a front
+COLUMNS = (
+    Column("method", "Method"),
+    Column("budget", "Budget"),
+    Column("n", "n"),
+    Column("macs_ratio", "MACs kept", 5, 3),
+    Column("top1", "Top-1 (%)", 4, 2),
+    Column("top1_lo", "95 % from", 4, 2),
+    Column("top1_hi", "to", 4, 2),
+    Column("speedup", f"Speedup, batch {THROUGHPUT_BATCH}", 4, 2),
+    Column("front", "On the front"),
+)
+NUMBERS = ("macs_ratio", "top1", "top1_lo", "top1_hi", "speedup")
+
+
+def reports(folder: Path) -> dict[str, bytes]:
+    """File name to content of the table and the figure of every family of studies with at least three budgets."""
+    found: dict[str, bytes] = {}
+    for name, studies in families(folder).items():
+        rows = _rows(studies)
+        table = _table(name, studies, rows)
+        found |= {file: text.encode() for file, text in files(table).items()}
+        with matplotlib.rc_context(STYLE):
+            drawing = _draw(name, rows)
+        found |= {f"{table.name}_figure.{kind}": data for kind, data in file_bytes(drawing.figure).items()}
+        found[f"{table.name}_figure.csv"] = csv_text(drawing.header, drawing.rows).encode()
+    return found
+
+
+def families(folder: Path) -> dict[str, list[Path]]:
+    """Name to the folders of its studies, the largest budget first; three of them or more."""
+    found: dict[str, list[Path]] = {}
+    for study in sorted(folder.iterdir()):
+        if (study / "tables" / "T1.csv").is_file() and "macs" in _cell(study)["budget"]:
+            found.setdefault(re.sub(r"_\d+$", "", study.name), []).append(study)
+    whole = {name: _alike(studies) for name, studies in found.items()}
+    return {name: sorted(studies, key=lambda study: -_cell(study)["budget"]["macs"])
+            for name, studies in whole.items() if len(studies) >= 3}
+
+
+def on_the_front(rows: list[dict]) -> list[bool]:
+    """Whether no other row is at least as fast and at least as accurate, and better in one of both."""
+    points = [(row["speedup"] or 1 / row["macs_ratio"], row["top1"]) for row in rows]
+    return [not any(a >= speed and b >= top1 and (a, b) != (speed, top1) for a, b in points) for speed, top1 in points]
+
+
+def _alike(studies: list[Path]) -> list[Path]:
+    """Those with the network, data, length of recovery and dense network of the first."""
+    def same(study: Path) -> list:
+        cell = _cell(study)
+        return [cell["network"], cell["dataset"], cell["recovery_curve"][-1]["images"], cell["dense"]]
+    return [study for study in studies if same(study) == same(studies[0])]
+
+
+def _cell(study: Path) -> dict:
+    return json.loads(min((study / "cells").glob("*.json")).read_text())
+
+
+def _rows(studies: list[Path]) -> list[dict]:
+    """A row per method and budget, all methods' front marked."""
+    rows = []
+    for study in studies:
+        budget = in_words(_cell(study)["budget"])
+        for row in csv.DictReader((study / "tables" / "T1.csv").read_text().splitlines()):
+            rows.append({"method": row["method"], "budget": budget, "n": int(row["n"])} |
+                        {key: float(row[key]) if row[key] else None for key in NUMBERS})
+    rows = [row | {"front": "yes" if front else ""} for row, front in zip(rows, on_the_front(rows), strict=True)]
+    order = list(dict.fromkeys(row["method"] for row in rows))
+    return sorted(rows, key=lambda row: order.index(row["method"]))
+
+
+def _table(name: str, studies: list[Path], rows: list[dict]) -> Table:
+    cell, count = _cell(studies[0]), len(studies)
+    enough = (f"The front has {count} operating points a method." if count >= FEWEST else
+              f"{count} operating points a method are too few to speak of a front; {FEWEST} would do.")
+    note = (f"Studies {', '.join(study.name for study in studies)}: one dense network, the same seeds and recovery "
+            f"({cell['recovery_curve'][-1]['images']:,} images). Top-1 on the test set, mean over seeds with its t "
+            "interval; speedup: dense time / pruned time, median over cells. On the front: no other method and budget "
+            f"is at least as fast and as accurate, by the means. {enough} Conditions: each study's own T1.")
+    return Table(f"{name}_front", f"Accuracy against cost: {cell['network']} on {cell['dataset']}", note, COLUMNS, rows)
+
+
+def _draw(name: str, rows: list[dict]) -> Drawing:
+    """Accuracy against kept MACs, and against the measured speedup."""
+    figure, axes = new_figure(5.2, 2)
+    methods = list(dict.fromkeys(row["method"] for row in rows))
+    for axis, cost in zip(axes, ("macs_ratio", "speedup")):
+        for method, look in method_looks(methods).items():
+            points = [row for row in rows if row["method"] == method and row[cost] is not None]
+            arms = [[max(0.0, (row["top1"] - row["top1_lo"]) if row["top1_lo"] is not None else 0.0) for row in points],
+                    [max(0.0, (row["top1_hi"] - row["top1"]) if row["top1_hi"] is not None else 0.0) for row in points]]
+            axis.errorbar([row[cost] for row in points], [row["top1"] for row in points], yerr=arms, capsize=1.5,
+                          elinewidth=0.7, linewidth=0.9, label=method, **look)
+        means = [row["top1"] for row in rows]
+        room = 0.08 * (max(means) - min(means))
+        axis.set(ylabel="Top-1 accuracy, test (%)", ylim=(min(means) - room, max(means) + 2 * room))
+    axes[0].set(xlabel="Kept fraction of the dense network's MACs", title="Accuracy against MACs and against speed")
+    axes[1].set(xlabel=f"Speedup at batch {THROUGHPUT_BATCH}, dense time / pruned time")
+    legend_below(figure, axes)
+    header = [column.key for column in COLUMNS]
+    return Drawing(figure, header, [[row[key] for key in header] for row in rows], "", "")
