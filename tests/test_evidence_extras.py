@@ -43,6 +43,14 @@ def test_few_seeds_or_methods_have_no_ranks():
     assert "three methods" in ranks.ranked(summary({name: [1.0] * 12 for name in "ab"}), 0.05)
 
 
+def test_ten_seeds_draw_the_ranks(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_study(tmp_path, ["l1", "l1_repair", "hobs_rspar"], range(10)))
+    write(load())
+    found = list(csv.DictReader(Path("reports/default/figures/critical_differences.csv").read_text().splitlines()))
+    assert [float(row["rank"]) for row in found] == sorted(float(row["rank"]) for row in found)
+    assert {row["blocks"] for row in found} == {"10"}
+
+
 def test_the_front_by_hand():
     rows = [{"speedup": speed, "macs_ratio": 0.5, "top1": top1} for speed, top1 in
             [(1, 93), (2, 92), (2, 91), (3, 90), (2.5, 89), (3, 90)]]
