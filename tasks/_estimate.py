@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from statistics import mean
 
 from hobs_rspar.config import Params
@@ -40,7 +41,7 @@ def expected(cell: str, times: dict[str, float]) -> float:
 
 
 def total(params: Params, cells: dict[str, float], jobs: int) -> float:
-    """Wall seconds of some cells: side by side up to recovery, then the benchmarks one after the other.
+    """Wall seconds of some cells: side by side up to recovery, then benchmarks and modes one after the other.
 
     Args:
         params: of the study.
@@ -49,7 +50,15 @@ def total(params: Params, cells: dict[str, float], jobs: int) -> float:
     """
     side_by_side = sum(cells.values()) + len(cells) * len(STAGES) * START_SECONDS
     alone = len(cells) * (params.benchmark.seconds + START_SECONDS) + START_SECONDS
-    return side_by_side / max(1, min(jobs, len(cells))) + alone
+    return side_by_side / max(1, min(jobs, len(cells))) + alone + speed_seconds(params, cells)
+
+
+def speed_seconds(params: Params, cells: Iterable[str]) -> float:
+    """Timed seconds of the cells that are measured in every mode, without what compiling takes."""
+    options = params.speed
+    modes = 4 * len(options.batch_sizes) + 2 * len(options.compiled)
+    each = options.processes * (modes * options.seconds + START_SECONDS)
+    return each * sum(cell in options.cells for cell in cells)
 
 
 def remaining(params: Params, cells: list[str], jobs: int) -> str:

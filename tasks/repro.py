@@ -155,10 +155,13 @@ def conclude(params: config.Params, failures: list[Failure], seconds: float) -> 
                         "       repair and run 'make repro' again; only these cells and the report will run")
     report = Paths.of(params.study).report
     from hobs_rspar.evidence import front, readme, studies  # scipy: a run that does nothing need not wait for it
+    from hobs_rspar.evidence.table_formats import files
 
     readme.update("README.md", report)
-    for name, content in (studies.reports(report.parent) | front.reports(report.parent)).items():
-        (report.parent / name).write_bytes(content)
+    front.update(report.parent)
+    every = studies.across(report.parent)
+    for name, text in files(every).items() if every else ():
+        (report.parent / name).write_text(text)
     print(f"{report}/index.html  {report}/tables/T1.md  ({seconds / 60:.1f} min)")
 
 

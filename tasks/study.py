@@ -35,15 +35,15 @@ def main() -> None:
         keep_edits(before)
         swap_lock(before, name)
         PARAMS.write_text(text)
-        keep_folders(name)
+        keep_claims_folder(name)
     print(f"params.yaml is the study '{name}' (configs/{name}.yaml); 'make preview' shows it, 'make repro' runs it")
 
 
-def keep_folders(name: str) -> None:
-    """The report depends on two folders, and nothing makes one where the study has nothing for it; Git keeps it."""
-    params = config.load(PARAMS)
-    filled = {"claims": params.study.claims + params.study.experiments, "speed": params.speed.cells}
-    for folder in (Path("reports") / name / part for part, content in filled.items() if not content):
+def keep_claims_folder(name: str) -> None:
+    """The report depends on the folder, and no experiment makes it where the study has none; Git keeps it."""
+    study = config.load(PARAMS).study
+    if not study.claims + study.experiments:
+        folder = Path("reports") / name / "claims"
         folder.mkdir(parents=True, exist_ok=True)
         (folder / ".gitkeep").touch()
 

@@ -51,9 +51,7 @@ def main() -> None:
     options = parser.parse_args()
     params = config.load()
     check_options(params)
-    paths = Paths.of(params.study)
-    for folder in (paths.claims, paths.speed):
-        folder.mkdir(parents=True, exist_ok=True)  # the report's, filled or not
+    Paths.of(params.study).claims.mkdir(parents=True, exist_ok=True)  # the report's, claims or not
     values = yaml.safe_load(Path("params.yaml").read_text())
     todo = [stage for stage in stages(yaml.safe_load(Path("dvc.yaml").read_text())["stages"], values)
             if not options.only or stage.name.startswith(tuple(options.only))]

@@ -71,7 +71,7 @@ def add_speed(folder: Path, cell: str, name: str = "default") -> None:
               "shape": [64, 8, 4, 4], "milliseconds": 0.1 * place} for place in (1, 2, 3)]
     calls.append({"layer": "relu", "kind": "activation", "macs": 0, "bytes": 500, "shape": [64, 8, 4, 4],
                   "milliseconds": 0.4})
-    write(report / "speed" / f"{cell}.json", {
+    write(report / "cells" / "speed" / f"{cell}.json", {
         "cell": cell, "method": method, "platform": PLATFORM, "modes": modes, "operators_batch": 64,
         "fingerprint": {"device": "A CPU", "threads": 1, "torch": "2"},
         "operators": {"dense": calls, method: calls}, "ceilings": {"macs": 2e7, "bytes": 1e7},

@@ -43,6 +43,14 @@ def test_few_seeds_or_methods_have_no_ranks():
     assert "three methods" in ranks.ranked(summary({name: [1.0] * 12 for name in "ab"}), 0.05)
 
 
+def test_ten_seeds_draw_the_ranks(tmp_path, monkeypatch):
+    monkeypatch.chdir(make_study(tmp_path, ["l1", "l1_repair", "hobs_rspar"], range(10)))
+    write(load())
+    found = list(csv.DictReader(Path("reports/default/figures/critical_differences.csv").read_text().splitlines()))
+    assert [float(row["rank"]) for row in found] == sorted(float(row["rank"]) for row in found)
+    assert {row["blocks"] for row in found} == {"10"}
+
+
 def test_the_front_by_hand():
     rows = [{"speedup": speed, "macs_ratio": 0.5, "top1": top1} for speed, top1 in
             [(1, 93), (2, 92), (2, 91), (3, 90), (2.5, 89), (3, 90)]]
@@ -63,18 +71,26 @@ def family(tmp_path, monkeypatch) -> Path:
 
 
 def test_studies_that_differ_in_the_budget_make_a_front(family):
-    found = front.reports(family)
-    rows = list(csv.DictReader(found["p_front.csv"].decode().splitlines()))
+    front.update(family)
+    rows = list(csv.DictReader((family / "p_front.csv").read_text().splitlines()))
     assert [(row["method"], row["budget"]) for row in rows] == [
         (method, f"{macs}x MACs") for method in ("l1", "hobs_rspar") for macs in (0.7, 0.5, 0.26)]
-    assert b"too few to speak of a front; 5 would do" in found["p_front.md"]
-    assert found["p_front_figure.svg"].startswith(b"<?xml") and found["p_front_figure.png"][1:4] == b"PNG"
+    assert "too few to speak of a front; 5 would do" in (family / "p_front.md").read_text()
+    drawn = {kind: (family / f"p_front.{kind}").read_bytes() for kind in ("svg", "png")}
+    assert drawn["svg"].startswith(b"<?xml") and drawn["png"][1:4] == b"PNG"
+    (family / "p_front.svg").write_text("kept while the numbers are")
+    front.update(family)
+    assert (family / "p_front.svg").read_text() == "kept while the numbers are"
+    (family / "p_front.csv").write_text("other numbers")
+    front.update(family)
+    assert (family / "p_front.svg").read_bytes() == drawn["svg"]
 
 
 def test_studies_of_another_dense_network_are_no_family(family):
     for file in (family / "p_70" / "cells").glob("*.json"):
         edit(file, lambda cell: cell["dense"].update(top1_test=1.0))
-    assert front.reports(family) == {}
+    front.update(family)
+    assert front.families(family) == {} and not list(family.glob("p_front*"))
 
 
 def test_every_table_of_the_plan_is_somewhere():

@@ -103,7 +103,7 @@ def test_new_claim_runs_no_cell(graph):
     claims = [name.partition("@")[2] for name in sorted(CLAIMS)]
     graph.set_params(**{"study.experiments": ["predictors"]})
     assert graph.stale() == {"experiment@predictors", "report"}
-    graph.set_params(**{"study.claims": claims[1:]})
+    graph.set_params(**{"study.experiments": [], "study.claims": claims[1:]})
     assert graph.stale() == {"report"}
 
 

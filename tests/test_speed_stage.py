@@ -34,7 +34,7 @@ def stage(study, monkeypatch):  # noqa: F811
 
 def test_every_mode_and_every_operator(stage, capsys):
     stage(CELL)
-    record = json.loads(Path(f"reports/tiny/speed/{CELL}.json").read_text())
+    record = json.loads(Path(f"reports/tiny/cells/speed/{CELL}.json").read_text())
     assert [(row["run"], row["dtype"], row["batchnorm"], row["batch"]) for row in record["modes"]] == [
         ("eager", dtype, batchnorm, batch) for dtype in ("fp32", "bf16") for batchnorm in ("as trained", "folded")
         for batch in (1, 4)]

@@ -4,7 +4,7 @@ import json
 
 import yaml
 
-TIMED = ("latency", "benchmark", "export", "report")  # their outputs contain measurements
+TIMED = ("latency", "benchmark", "speed", "export", "report")  # their outputs contain measurements
 
 
 def test_runs_from_nothing_to_the_report(toy):

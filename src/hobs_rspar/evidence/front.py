@@ -10,11 +10,8 @@ import json
 import re
 from pathlib import Path
 
-import matplotlib
-
-from hobs_rspar.evidence.figure_style import STYLE, Drawing, file_bytes, legend_below, method_looks, new_figure
 from hobs_rspar.evidence.summary import THROUGHPUT_BATCH
-from hobs_rspar.evidence.table_formats import Column, Table, csv_text, files
+from hobs_rspar.evidence.table_formats import Column, Table, files
 from hobs_rspar.evidence.tables import in_words
 
 FEWEST = 5  # operating points for a statement about a front
@@ -32,18 +29,21 @@ COLUMNS = (
 NUMBERS = ("macs_ratio", "top1", "top1_lo", "top1_hi", "speedup")
 
 
-def reports(folder: Path) -> dict[str, bytes]:
-    """File name to content of the table and the figure of every family of studies with at least three budgets."""
-    found: dict[str, bytes] = {}
+def update(folder: Path) -> None:
+    """Writes the table and the figure of every family of studies with at least three budgets into ``folder``.
+
+    The figure is drawn where the table's numbers are new: matplotlib takes longer to load than a run that does nothing.
+    """
     for name, studies in families(folder).items():
-        rows = _rows(studies)
-        table = _table(name, studies, rows)
-        found |= {file: text.encode() for file, text in files(table).items()}
-        with matplotlib.rc_context(STYLE):
-            drawing = _draw(name, rows)
-        found |= {f"{table.name}_figure.{kind}": data for kind, data in file_bytes(drawing.figure).items()}
-        found[f"{table.name}_figure.csv"] = csv_text(drawing.header, drawing.rows).encode()
-    return found
+        table = _table(name, studies, _rows(studies))
+        figure, texts = folder / f"{table.name}.svg", files(table)
+        if not figure.is_file() or (folder / f"{table.name}.csv").read_text() != texts[f"{table.name}.csv"]:
+            from hobs_rspar.evidence.front_figure import drawn
+
+            for kind, data in drawn(table.rows).items():
+                figure.with_suffix(f".{kind}").write_bytes(data)
+        for file, text in texts.items():
+            (folder / file).write_text(text)
 
 
 def families(folder: Path) -> dict[str, list[Path]]:
@@ -97,24 +97,3 @@ def _table(name: str, studies: list[Path], rows: list[dict]) -> Table:
             "interval; speedup: dense time / pruned time, median over cells. On the front: no other method and budget "
             f"is at least as fast and as accurate, by the means. {enough} Conditions: each study's own T1.")
     return Table(f"{name}_front", f"Accuracy against cost: {cell['network']} on {cell['dataset']}", note, COLUMNS, rows)
-
-
-def _draw(name: str, rows: list[dict]) -> Drawing:
-    """Accuracy against kept MACs, and against the measured speedup."""
-    figure, axes = new_figure(5.2, 2)
-    methods = list(dict.fromkeys(row["method"] for row in rows))
-    for axis, cost in zip(axes, ("macs_ratio", "speedup")):
-        for method, look in method_looks(methods).items():
-            points = [row for row in rows if row["method"] == method and row[cost] is not None]
-            arms = [[max(0.0, (row["top1"] - row["top1_lo"]) if row["top1_lo"] is not None else 0.0) for row in points],
-                    [max(0.0, (row["top1_hi"] - row["top1"]) if row["top1_hi"] is not None else 0.0) for row in points]]
-            axis.errorbar([row[cost] for row in points], [row["top1"] for row in points], yerr=arms, capsize=1.5,
-                          elinewidth=0.7, linewidth=0.9, label=method, **look)
-        means = [row["top1"] for row in rows]
-        room = 0.08 * (max(means) - min(means))
-        axis.set(ylabel="Top-1 accuracy, test (%)", ylim=(min(means) - room, max(means) + 2 * room))
-    axes[0].set(xlabel="Kept fraction of the dense network's MACs", title="Accuracy against MACs and against speed")
-    axes[1].set(xlabel=f"Speedup at batch {THROUGHPUT_BATCH}, dense time / pruned time")
-    legend_below(figure, axes)
-    header = [column.key for column in COLUMNS]
-    return Drawing(figure, header, [[row[key] for key in header] for row in rows], "", "")

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from hobs_rspar.evidence.pairing import OURS, REFERENCE
 from hobs_rspar.evidence.summary import FAMILY, THROUGHPUT_BATCH
-from hobs_rspar.evidence.table_formats import Column, Table, files
+from hobs_rspar.evidence.table_formats import Column, Table
 from hobs_rspar.evidence.tables import in_words
 
 COLUMNS = (
@@ -31,12 +31,6 @@ COLUMNS = (
 NOTE = (f"One row per study in reports/ that has {OURS}: test top-1, means over seeds. Best rival: the method with the "
         "highest mean among those that do not use H-OBS; adjusted p: of the paired t-test against it, as in that "
         "study's T1. Studies differ in more than one condition; each one's page says which.")
-
-
-def reports(folder: Path) -> dict[str, bytes]:
-    """File name to content of the table of all studies."""
-    table = across(folder)
-    return {name: text.encode() for name, text in files(table).items()} if table else {}
 
 
 def across(folder: Path) -> Table | None:

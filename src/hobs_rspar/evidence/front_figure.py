@@ -1,0 +1,44 @@
+"""The figure of several budgets: accuracy against kept MACs and against the measured speedup."""
+
+from __future__ import annotations
+
+import matplotlib
+
+from hobs_rspar.evidence.figure_style import STYLE, file_bytes, legend_below, method_looks, new_figure
+from hobs_rspar.evidence.summary import THROUGHPUT_BATCH
+
+COSTS = {"macs_ratio": "Kept fraction of the dense network's MACs",
+         "speedup": f"Speedup at batch {THROUGHPUT_BATCH}, dense time / pruned time"}
+
+
+def drawn(rows: list[dict]) -> dict[str, bytes]:
+    """The figure as ``svg`` and ``png``.
+
+    Args:
+        rows: of the table of a front, one per method and budget.
+    """
+    with matplotlib.rc_context(STYLE):
+        figure, axes = new_figure(5.2, 2)
+        for axis, (cost, label) in zip(axes, COSTS.items(), strict=True):
+            _panel(axis, rows, cost)
+            axis.set(xlabel=label, ylabel="Top-1 accuracy, test (%)")
+        axes[0].set_title(f"Accuracy against cost (n = {min(row['n'] for row in rows)} seeds)")
+        legend_below(figure, axes)
+        return file_bytes(figure)
+
+
+def _panel(axis, rows: list[dict], cost: str) -> None:
+    """One line per method; the means set the axis, because an interval of few seeds may be wide."""
+    for method, look in method_looks(list(dict.fromkeys(row["method"] for row in rows))).items():
+        points = [row for row in rows if row["method"] == method and row[cost] is not None]
+        arms = [[_arm(row, "top1_lo") for row in points], [_arm(row, "top1_hi") for row in points]]
+        axis.errorbar([row[cost] for row in points], [row["top1"] for row in points], yerr=arms, capsize=1.5,
+                      elinewidth=0.7, linewidth=0.9, label=method, **look)
+    means = [row["top1"] for row in rows]
+    room = 0.08 * (max(means) - min(means)) or 0.5
+    axis.set_ylim(min(means) - room, max(means) + 2 * room)
+
+
+def _arm(row: dict, end: str) -> float:
+    """Length of one side of the interval; none where there is a single seed."""
+    return 0.0 if row[end] is None else abs(row[end] - row["top1"])
