@@ -122,7 +122,8 @@ def apart(costs: dict[str, float], names: list[str]) -> dict[str, float]:
 def _against(evidence: Evidence, summary: Summary, panels: list[list[str]], places: dict[str, Interval], label: str,
              title: str) -> Figure:
     """Accuracy against a cost, one panel per cluster of costs."""
-    figure, axes = new_panels(3.0, [max(1.0, len(panel)) for panel in panels])
+    height = 2.5 + 0.12 * -(-len(places) // 3)  # inches; the legend has three names a line
+    figure, axes = new_panels(height, [max(1.0, len(panel)) for panel in panels])
     looks = method_looks(evidence.methods)
     for axis, panel in zip(axes, panels, strict=True):
         axis.axhline(evidence.reference["top1_test"], color="#444444", linewidth=0.8, linestyle=(0, (4, 3)),
