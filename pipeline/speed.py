@@ -38,7 +38,7 @@ def main() -> None:
     rows = [modes.row(mode, parts) for mode, parts in zip(every, zip(*seen), strict=True)]
     with timing.threads(threads):
         operators = by_operator({"dense": dense, method: pruned}, image, device)
-    write_json(files.paths.speed_report(cell), {
+    write_json(files.paths.cell_report(f"speed/{cell}"), {
         "cell": cell, "method": method, "platform": here, "fingerprint": fingerprint, "modes": rows, **operators,
         "inputs": files.digest()})
     print(closing_line(cell, rows, time.perf_counter() - started))

@@ -64,9 +64,10 @@ class Paths:
         """Folder of the results of the experiments in benchmarks/, one JSON file each."""
         return self.report / "claims"
 
-    def speed_report(self, cell: str) -> Path:
-        """What the speed stage found; among the cells, which the report depends on."""
-        return self.report / "cells" / "speed" / f"{cell}.json"
+    @property
+    def speed(self) -> Path:
+        """Folder of what the speed stage found, one JSON file per cell."""
+        return self.report / "speed"
 
     def platform_report(self, platform: str, cell: str) -> Path:
         return self.report / "platforms" / platform / f"{cell}.json"

@@ -206,7 +206,7 @@ def _timings(paths: Paths, platform: str | None, cells: dict[str, dict]) -> dict
 
 
 def _speed(params: Params, paths: Paths, cells: dict[str, dict]) -> dict[str, dict]:
-    files = {cell: paths.speed_report(cell) for cell in params.speed.cells if cell in cells}
+    files = {cell: paths.cell_report(f"speed/{cell}") for cell in params.speed.cells if cell in cells}
     found = {cell: _load(file, SPEED_KEYS) for cell, file in files.items() if file.is_file()}
     return {cell: record for cell, record in found.items() if record["inputs"] == cells[cell]["inputs"]}
 
