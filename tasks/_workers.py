@@ -67,7 +67,7 @@ def log(cell: str) -> Path:
 
 def closing_line(cell: str) -> str:
     """What the cell's last stage said; a cell of which nothing had to run says nothing."""
-    wanted = ": " if "@" in cell else f" {cell}: "  # an experiment ends with its own closing line
+    wanted = " -> " if "@" in cell else f" {cell}: "  # an experiment ends with the file that it wrote
     lines = [line for line in log(cell).read_text().splitlines() if wanted in line]
     return lines[-1] if lines else f"{cell}: restored from the cache"
 
