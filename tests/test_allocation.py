@@ -143,6 +143,16 @@ def test_macs_after_moves_are_those_of_the_moved_widths(name):
     assert (groups.macs_after(widths, changes) == groups.macs(widths[:, None] + changes)).all()
 
 
+def test_a_change_from_which_no_step_leads_back_is_dropped(monkeypatch):
+    space = Space(zoo_groups("resnet8"), 0.26, 0.1)
+    widths = space.uniform[None]
+
+    def stuck(self, wanted):
+        raise UserError("no widths come within the tolerance")
+    monkeypatch.setattr(Space, "complete", stuck)
+    assert (space.disturbed(widths, 3, np.random.default_rng(0)) == widths).all()
+
+
 def test_threshold_on_a_known_ranking():
     groups = chain(10, 10, 10)
     scores = [torch.arange(10) + 100.0, torch.arange(10) + 0.0, torch.arange(10) + 50.0]

@@ -120,13 +120,17 @@ class Space:
     def disturbed(self, widths: np.ndarray, longest: int, generator: np.random.Generator) -> np.ndarray:
         """Widths [n, groups] after one random change each of up to ``longest`` channels, completed.
 
-        A change adds, removes or exchanges channels; noise decides which other groups make up for the budget.
+        A change adds, removes or exchanges channels; noise decides which other groups make up for the budget. Where the
+        budget cannot be met after it, the widths stay as they were.
         """
         changes = moves(len(self.sizes))[0]
         steps = changes[generator.integers(len(changes), size=len(widths))]
         steps = steps * generator.integers(1, longest + 1, (len(widths), 1))
         noise = generator.uniform(-0.49, 0.49, widths.shape)  # below half a channel: it does not change the rounding
-        return self.complete(np.clip(widths + steps, self.low, self.sizes) + noise)
+        try:
+            return self.complete(np.clip(widths + steps, self.low, self.sizes) + noise)
+        except UserError:  # few channels left in a small network: no single one leads back to the budget
+            return widths
 
     def rounded(self, ratios: np.ndarray) -> np.ndarray:
         """Widths [n, groups] of ratios [n, groups] as they are, without projection."""
