@@ -144,13 +144,22 @@ def test_macs_after_moves_are_those_of_the_moved_widths(name):
 
 
 def test_a_change_from_which_no_step_leads_back_is_dropped(monkeypatch):
-    space = Space(zoo_groups("resnet8"), 0.26, 0.1)
-    widths = space.uniform[None]
+    """That row alone: the others are changed and meet the budget."""
+    space, whole = Space(zoo_groups("resnet8"), 0.26, 0.1), Space.complete
+    widths = np.repeat(space.uniform[None], 6, 0)
+    free = space.disturbed(widths, 3, np.random.default_rng(0))
+    stuck = free[2]
 
-    def stuck(self, wanted):
-        raise UserError("no widths come within the tolerance")
-    monkeypatch.setattr(Space, "complete", stuck)
-    assert (space.disturbed(widths, 3, np.random.default_rng(0)) == widths).all()
+    def complete(self, wanted):
+        done = whole(self, wanted)
+        if (done == stuck).all(1).any():
+            raise UserError("no widths come within the tolerance")
+        return done
+    monkeypatch.setattr(Space, "complete", complete)
+    found = space.disturbed(widths, 3, np.random.default_rng(0))
+    dropped = (free == stuck).all(1)
+    assert dropped[2] and not dropped.all() and (free[2] != widths[0]).any()
+    assert (found[dropped] == widths[0]).all() and (found[~dropped] == free[~dropped]).all()
 
 
 def test_threshold_on_a_known_ranking():

@@ -120,17 +120,14 @@ class Space:
     def disturbed(self, widths: np.ndarray, longest: int, generator: np.random.Generator) -> np.ndarray:
         """Widths [n, groups] after one random change each of up to ``longest`` channels, completed.
 
-        A change adds, removes or exchanges channels; noise decides which other groups make up for the budget. Where the
-        budget cannot be met after it, the widths stay as they were.
+        A change adds, removes or exchanges channels; noise decides which other groups make up for the budget. Where
+        single channels do not lead back to the budget, as in a network with few of them, a row stays as it was.
         """
         changes = moves(len(self.sizes))[0]
         steps = changes[generator.integers(len(changes), size=len(widths))]
         steps = steps * generator.integers(1, longest + 1, (len(widths), 1))
         noise = generator.uniform(-0.49, 0.49, widths.shape)  # below half a channel: it does not change the rounding
-        try:
-            return self.complete(np.clip(widths + steps, self.low, self.sizes) + noise)
-        except UserError:  # few channels left in a small network: no single one leads back to the budget
-            return widths
+        return self._completed(np.clip(widths + steps, self.low, self.sizes) + noise, widths)
 
     def rounded(self, ratios: np.ndarray) -> np.ndarray:
         """Widths [n, groups] of ratios [n, groups] as they are, without projection."""
@@ -143,6 +140,15 @@ class Space:
     def meets(self, widths: np.ndarray) -> np.ndarray:
         """Whether widths [n, groups] lie in the space [n]."""
         return self.spends(widths) & ((widths >= self.low) & (widths <= self.sizes)).all(1)
+
+    def _completed(self, wanted: np.ndarray, before: np.ndarray) -> np.ndarray:
+        """As ``complete``, but a row that cannot meet the budget is that of ``before`` [n, groups]."""
+        try:
+            return self.complete(wanted)
+        except UserError:
+            if len(wanted) == 1:
+                return before
+            return np.concatenate([self._completed(*pair) for pair in zip(wanted[:, None], before[:, None])])
 
     def _step(self, widths: np.ndarray, wanted: np.ndarray) -> np.ndarray:
         """The best change of each of some widths [n, groups]; all other widths where no single change helps."""
