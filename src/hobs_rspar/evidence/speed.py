@@ -77,6 +77,11 @@ def t14_layers(evidence: Evidence) -> Table | None:
     return Table("T14_layers", title, note, LAYERS, rows) if rows else None
 
 
+def roof(ceilings: dict[str, float], intensity: float) -> float:
+    """Multiply-accumulates/s that an operator with so many of them per byte can reach at most."""
+    return min(ceilings["macs"], intensity * ceilings["bytes"])
+
+
 def _mode_row(method: str, row: dict) -> dict:
     median = row.get("pruned_p50_ms")
     return {**row, "method": method, "throughput": 1e3 * row["batch"] / median if median else None}
@@ -125,9 +130,9 @@ def _by_layer(name: str, record: dict) -> list[dict]:
     for call in record["operators"][name]:
         if call["kind"] == "convolution":
             intensity, speed = call["macs"] / call["bytes"], call["macs"] / (call["milliseconds"] / 1e3)
-            roof = min(ceilings["macs"], intensity * ceilings["bytes"])
+            limit = roof(ceilings, intensity)
             rows.append({"network": name, "layer": call["layer"], "shape": "x".join(map(str, call["shape"][1:])),
-                         "ms": call["milliseconds"], "intensity": intensity, "gmacs": speed / 1e9, "roof": roof / 1e9,
-                         "of_roof": 100 * speed / roof,
-                         "bound": "arithmetic" if roof == ceilings["macs"] else "memory"})
+                         "ms": call["milliseconds"], "intensity": intensity, "gmacs": speed / 1e9, "roof": limit / 1e9,
+                         "of_roof": 100 * speed / limit,
+                         "bound": "arithmetic" if limit == ceilings["macs"] else "memory"})
     return rows
