@@ -95,8 +95,9 @@ def _table(name: str, studies: list[Path], rows: list[dict]) -> Table:
     cell, count = _cell(studies[0]), len(studies)
     enough = (f"The front has {count} operating points a method." if count >= FEWEST else
               f"{count} operating points a method are too few to speak of a front; {FEWEST} would do.")
-    note = (f"Studies {', '.join(study.name for study in studies)}: one dense network, the same methods, seeds and "
-            f"recovery ({cell['recovery_curve'][-1]['images']:,} images). Top-1 on the test set, mean over seeds with its "
-            "t interval; speedup: dense time / pruned time, median over cells. On the front: no other method and budget "
-            f"is at least as fast and as accurate, by the means. {enough} Conditions: each study's own T1.")
+    names, images = ", ".join(study.name for study in studies), cell["recovery_curve"][-1]["images"]
+    note = (f"Studies {names}: one dense network, the same methods, seeds and recovery ({images:,} images). Top-1 on "
+            "the test set, mean over seeds with its t interval; speedup: dense time / pruned time, median over cells. "
+            f"On the front: no other method and budget is at least as fast and as accurate, by the means. {enough} "
+            "Conditions: each study's own T1.")
     return Table(f"{name}_front", f"Accuracy against cost: {cell['network']} on {cell['dataset']}", note, COLUMNS, rows)
