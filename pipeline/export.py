@@ -5,19 +5,17 @@ python pipeline/export.py CELL        for example hobs_rspar-42
 
 import base64
 import subprocess
-import sys
 import time
 
 import numpy as np
 import onnxruntime
 
-from _stage import run
+from _stage import run  # first: it makes the package importable
+from _cell import named_cell
 from hobs_rspar import checkpoint, config, data, deployment
-from hobs_rspar.errors import UserError, did_you_mean
 from hobs_rspar.hardware import platform, timing
 from hobs_rspar.hardware.record import CellFiles, write_json
 from hobs_rspar.model_card import card, with_interval
-from hobs_rspar.paths import Paths
 
 IMAGES = 512  # validation images on which the files are compared with PyTorch
 
@@ -25,9 +23,8 @@ IMAGES = 512  # validation images on which the files are compared with PyTorch
 def main() -> None:
     started = time.perf_counter()
     params = config.load()
-    cell = named(params)
-    method, _, seed = cell.rpartition("-")
-    files, options = CellFiles(Paths.of(params.study), method, int(seed)), params.benchmark
+    files, options = named_cell(params), params.benchmark
+    cell = files.name
     files.require()
     network, spec = checkpoint.load_with_spec(files.recovered)
     images = data.load(files.paths.data, "validation", deployment.CPU).first(IMAGES)
@@ -48,19 +45,6 @@ def main() -> None:
     size = min(entry["bytes"] for entry in found["files"].values()) / 1e3
     print(f"export {cell}: ONNX and torch.export, {size:,.0f} kB, logits within {worst:.1e} of PyTorch's, "
           f"{time.perf_counter() - started:.0f} s")
-
-
-def named(params) -> str:
-    """The cell on the command line.
-
-    Raises:
-        UserError: there is none, or the study has no such cell.
-    """
-    cell = sys.argv[1] if len(sys.argv) == 2 else ""
-    if cell not in params.cells:
-        raise UserError(f"usage: python pipeline/export.py CELL.{did_you_mean(cell, params.cells)} Cells of this "
-                        f"study: {', '.join(params.cells)}")
-    return cell
 
 
 def about(files: CellFiles, spec, confidence: float) -> dict:

@@ -3,20 +3,18 @@
 python pipeline/speed.py CELL        for example hobs_rspar-42
 """
 
-import sys
 import time
 from dataclasses import asdict
 
 import torch
 
-from _stage import run
+from _stage import run  # first: it makes the package importable
+from _cell import named_cell
 from hobs_rspar import checkpoint, config
 from hobs_rspar.device import resolve_device
-from hobs_rspar.errors import UserError, did_you_mean
 from hobs_rspar.hardware import modes, platform, timing
 from hobs_rspar.hardware.operators import Ceilings, profile
-from hobs_rspar.hardware.record import CellFiles, write_json
-from hobs_rspar.paths import Paths
+from hobs_rspar.hardware.record import write_json
 from hobs_rspar.progress import bar
 
 BATCH = 64  # images of the pass whose operators are timed
@@ -24,9 +22,8 @@ BATCH = 64  # images of the pass whose operators are timed
 
 def main() -> None:
     started, params = time.perf_counter(), config.load()
-    cell, options, threads = named(params), params.speed, params.benchmark.threads
-    method, _, seed = cell.rpartition("-")
-    files, device = CellFiles(Paths.of(params.study), method, int(seed)), resolve_device(params.device)
+    files, options, threads = named_cell(params), params.speed, params.benchmark.threads
+    cell, device = files.name, resolve_device(params.device)
     fingerprint = platform.fingerprint(device, threads)
     here = platform.require_platform(params.benchmark.platform, platform.slug(fingerprint))
     files.require()
@@ -37,24 +34,11 @@ def main() -> None:
     seen = list(bar(modes.measured(plan, options.processes), f"speed {cell}", options.processes))
     rows = [modes.row(mode, parts) for mode, parts in zip(every, zip(*seen), strict=True)]
     with timing.threads(threads):
-        operators = by_operator({"dense": dense, method: pruned}, image, device)
+        operators = by_operator({"dense": dense, files.method: pruned}, image, device)
     write_json(files.paths.cell_report(f"speed/{cell}"), {
-        "cell": cell, "method": method, "platform": here, "fingerprint": fingerprint, "modes": rows, **operators,
+        "cell": cell, "method": files.method, "platform": here, "fingerprint": fingerprint, "modes": rows, **operators,
         "inputs": files.digest()})
     print(closing_line(cell, rows, time.perf_counter() - started))
-
-
-def named(params: config.Params) -> str:
-    """The cell on the command line.
-
-    Raises:
-        UserError: there is none, or the study has no such cell.
-    """
-    cell = sys.argv[1] if len(sys.argv) == 2 else ""
-    if cell not in params.cells:
-        raise UserError(f"usage: python pipeline/speed.py CELL.{did_you_mean(cell, params.cells)} Cells of this "
-                        f"study: {', '.join(params.cells)}")
-    return cell
 
 
 def by_operator(networks: dict[str, torch.nn.Module], image: tuple[int, ...], device: torch.device) -> dict:

@@ -55,6 +55,8 @@ def test_the_front_by_hand():
     rows = [{"speedup": speed, "macs_ratio": 0.5, "top1": top1} for speed, top1 in
             [(1, 93), (2, 92), (2, 91), (3, 90), (2.5, 89), (3, 90)]]
     assert front.on_the_front(rows) == [True, True, False, True, False, True]
+    untimed = [row | {"speedup": None} for row in rows[:1]]
+    assert front.on_the_front(untimed + rows[1:]) == [False, True, False, True, False, True]
 
 
 @pytest.fixture
@@ -91,6 +93,11 @@ def test_studies_of_another_dense_network_are_no_family(family):
         edit(file, lambda cell: cell["dense"].update(top1_test=1.0))
     front.update(family)
     assert front.families(family) == {} and not list(family.glob("p_front*"))
+
+
+def test_studies_of_other_seeds_are_no_family(family):
+    (family / "p_70" / "cells" / "l1-2.json").unlink()
+    assert front.families(family) == {}
 
 
 def test_every_table_of_the_plan_is_somewhere():

@@ -55,6 +55,8 @@ def report(tmp_path_factory):
     folder = make_study(tmp_path_factory.mktemp("study"))
     (folder / "README.md").write_text(README)
     add_speed(folder, "hobs_rspar-42")
+    add_speed(folder, "l1-42")
+    edit(folder / "reports/default/cells/speed/l1-42.json", lambda record: record["ceilings"].update(macs=1e7))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         line = write(load())
@@ -500,6 +502,14 @@ def test_figures_have_svg_png_and_data(report):
         assert "<dc:date>" not in svg
         assert (report[0] / "figures" / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
         assert len(rows(report[0] / "figures" / f"{name}.csv")) > 1
+
+
+def test_a_study_has_one_roofline(report):
+    """Cells are timed minutes apart, and each saw other ceilings; the highest are the machine's."""
+    layers = rows(report[0] / "tables/T14_layers.csv")
+    assert {row["network"] for row in layers} == {"dense", "hobs_rspar", "l1"}
+    for row in layers:
+        assert float(row["roof"]) == pytest.approx(min(0.02, 0.01 * float(row["intensity"])))
 
 
 def test_dvc_plots_data(report):

@@ -36,8 +36,8 @@ def update(folder: Path) -> None:
     """
     for name, studies in families(folder).items():
         table = _table(name, studies, _rows(studies))
-        figure, texts = folder / f"{table.name}.svg", files(table)
-        if not figure.is_file() or (folder / f"{table.name}.csv").read_text() != texts[f"{table.name}.csv"]:
+        figure, numbers, texts = folder / f"{table.name}.svg", folder / f"{table.name}.csv", files(table)
+        if not (figure.is_file() and numbers.is_file() and numbers.read_text() == texts[numbers.name]):
             from hobs_rspar.evidence.front_figure import drawn
 
             for kind, data in drawn(table.rows).items():
@@ -58,16 +58,19 @@ def families(folder: Path) -> dict[str, list[Path]]:
 
 
 def on_the_front(rows: list[dict]) -> list[bool]:
-    """Whether no other row is at least as fast and at least as accurate, and better in one of both."""
-    points = [(row["speedup"] or 1 / row["macs_ratio"], row["top1"]) for row in rows]
-    return [not any(a >= speed and b >= top1 and (a, b) != (speed, top1) for a, b in points) for speed, top1 in points]
+    """Whether a row is timed, and no other is at least as fast and at least as accurate, and better in one of both."""
+    points = [(row["speedup"], row["top1"]) for row in rows]
+    timed = [point for point in points if point[0] is not None]
+    return [point in timed and not any(speed >= point[0] and top1 >= point[1] and (speed, top1) != point
+                                       for speed, top1 in timed) for point in points]
 
 
 def _alike(studies: list[Path]) -> list[Path]:
-    """Those with the network, data, length of recovery and dense network of the first."""
+    """Those with the network, data, recovery, dense network, methods, seeds and platforms of the first."""
     def same(study: Path) -> list:
-        cell = _cell(study)
-        return [cell["network"], cell["dataset"], cell["recovery_curve"][-1]["images"], cell["dense"]]
+        cell, names = _cell(study), sorted(file.name for file in (study / "cells").glob("*.json"))
+        platforms = sorted(folder.name for folder in (study / "platforms").iterdir())
+        return [cell["network"], cell["dataset"], cell["recovery_curve"][-1]["images"], cell["dense"], names, platforms]
     return [study for study in studies if same(study) == same(studies[0])]
 
 
@@ -92,8 +95,9 @@ def _table(name: str, studies: list[Path], rows: list[dict]) -> Table:
     cell, count = _cell(studies[0]), len(studies)
     enough = (f"The front has {count} operating points a method." if count >= FEWEST else
               f"{count} operating points a method are too few to speak of a front; {FEWEST} would do.")
-    note = (f"Studies {', '.join(study.name for study in studies)}: one dense network, the same seeds and recovery "
-            f"({cell['recovery_curve'][-1]['images']:,} images). Top-1 on the test set, mean over seeds with its t "
-            "interval; speedup: dense time / pruned time, median over cells. On the front: no other method and budget "
-            f"is at least as fast and as accurate, by the means. {enough} Conditions: each study's own T1.")
+    names, images = ", ".join(study.name for study in studies), cell["recovery_curve"][-1]["images"]
+    note = (f"Studies {names}: one dense network, the same methods, seeds and recovery ({images:,} images). Top-1 on "
+            "the test set, mean over seeds with its t interval; speedup: dense time / pruned time, median over cells. "
+            f"On the front: no other method and budget is at least as fast and as accurate, by the means. {enough} "
+            "Conditions: each study's own T1.")
     return Table(f"{name}_front", f"Accuracy against cost: {cell['network']} on {cell['dataset']}", note, COLUMNS, rows)

@@ -62,7 +62,7 @@ def modes(evidence: Evidence) -> Table | None:
 
 def t14(evidence: Evidence) -> Table | None:
     """Time per kind of operator, before and after pruning; None where nothing was profiled."""
-    rows = [row for name, record in _networks(evidence) for row in _by_kind(name, record)]
+    rows = [row for name, calls in _networks(evidence) for row in _by_kind(name, calls, ceilings(evidence))]
     note = (f"{_ceilings(evidence)} Bytes: of the tensors that an operator reads and writes; caches may save some."
             if rows else "")
     return Table("T14", f"T14. Time per operator: {subject(evidence)}", note, KINDS, rows) if rows else None
@@ -70,11 +70,22 @@ def t14(evidence: Evidence) -> Table | None:
 
 def t14_layers(evidence: Evidence) -> Table | None:
     """Every convolution against the roofline; None where nothing was profiled."""
-    rows = [row for name, record in _networks(evidence) for row in _by_layer(name, record)]
+    rows = [row for name, calls in _networks(evidence) for row in _by_layer(name, calls, ceilings(evidence))]
     note = (f"{_ceilings(evidence)} Roofline: the lower of arithmetic and of bandwidth times MACs per byte; a layer "
             "above it found its data in a cache." if rows else "")
     title = f"T14. Convolutions against the roofline: {subject(evidence)}"
     return Table("T14_layers", title, note, LAYERS, rows) if rows else None
+
+
+def ceilings(evidence: Evidence) -> dict[str, float]:
+    """Multiply-accumulates/s and bytes/s that the machine was seen to do at most, beside any of the cells."""
+    seen = [record["ceilings"] for record in evidence.speed.values()]
+    return {key: max(found[key] for found in seen) for key in ("macs", "bytes")}
+
+
+def roof(limits: dict[str, float], intensity: float) -> float:
+    """Multiply-accumulates/s that an operator with so many of them per byte can reach at most."""
+    return min(limits["macs"], intensity * limits["bytes"])
 
 
 def _mode_row(method: str, row: dict) -> dict:
@@ -82,10 +93,11 @@ def _mode_row(method: str, row: dict) -> dict:
     return {**row, "method": method, "throughput": 1e3 * row["batch"] / median if median else None}
 
 
-def _networks(evidence: Evidence) -> list[tuple[str, dict]]:
-    """Name and record of every profiled network: the dense one once, then the pruned ones."""
+def _networks(evidence: Evidence) -> list[tuple[str, list[dict]]]:
+    """Name and operators of every profiled network: the dense one once, then the pruned ones."""
     records = list(evidence.speed.values())
-    return [("dense", record) for record in records[:1]] + [(record["method"], record) for record in records]
+    return [("dense", record["operators"]["dense"]) for record in records[:1]] + [
+        (record["method"], record["operators"][record["method"]]) for record in records]
 
 
 def _where(record: dict) -> str:
@@ -95,16 +107,14 @@ def _where(record: dict) -> str:
 
 
 def _ceilings(evidence: Evidence) -> str:
-    record = next(iter(evidence.speed.values()))
-    ceilings = record["ceilings"]
+    record, limits = next(iter(evidence.speed.values())), ceilings(evidence)
     return (f"{_where(record)}, eager fp32, batch {record['operators_batch']}; median over rounds in which the "
-            f"networks take turns. Ceilings, measured there: {ceilings['macs'] / 1e9:.4g} GMAC/s of a large matrix "
-            f"product, {ceilings['bytes'] / 1e9:.4g} GB/s of a large copy.")
+            f"networks take turns. Ceilings, measured there: {limits['macs'] / 1e9:.4g} GMAC/s of a large matrix "
+            f"product, {limits['bytes'] / 1e9:.4g} GB/s of a large copy, the most of any cell.")
 
 
-def _by_kind(name: str, record: dict) -> list[dict]:
+def _by_kind(name: str, calls: list[dict], limits: dict[str, float]) -> list[dict]:
     """One row per kind of operator, the longest first."""
-    calls, ceilings = record["operators"][name], record["ceilings"]
     total = sum(call["milliseconds"] for call in calls)
     kinds: dict[str, list[dict]] = {}
     for call in calls:
@@ -114,20 +124,20 @@ def _by_kind(name: str, record: dict) -> list[dict]:
         ms = sum(call["milliseconds"] for call in own)
         macs, moved = (sum(call[key] for call in own) / (ms / 1e3) for key in ("macs", "bytes"))
         rows.append({"network": name, "operator": kind, "calls": len(own), "ms": ms, "share": 100 * ms / total,
-                     "gmacs": macs / 1e9 if macs else None, "of_peak": 100 * macs / ceilings["macs"] if macs else None,
-                     "gbytes": moved / 1e9, "of_bandwidth": 100 * moved / ceilings["bytes"]})
+                     "gmacs": macs / 1e9 if macs else None, "of_peak": 100 * macs / limits["macs"] if macs else None,
+                     "gbytes": moved / 1e9, "of_bandwidth": 100 * moved / limits["bytes"]})
     return rows
 
 
-def _by_layer(name: str, record: dict) -> list[dict]:
+def _by_layer(name: str, calls: list[dict], limits: dict[str, float]) -> list[dict]:
     """One row per convolution, in order of execution."""
-    ceilings, rows = record["ceilings"], []
-    for call in record["operators"][name]:
+    rows = []
+    for call in calls:
         if call["kind"] == "convolution":
             intensity, speed = call["macs"] / call["bytes"], call["macs"] / (call["milliseconds"] / 1e3)
-            roof = min(ceilings["macs"], intensity * ceilings["bytes"])
+            limit = roof(limits, intensity)
             rows.append({"network": name, "layer": call["layer"], "shape": "x".join(map(str, call["shape"][1:])),
-                         "ms": call["milliseconds"], "intensity": intensity, "gmacs": speed / 1e9, "roof": roof / 1e9,
-                         "of_roof": 100 * speed / roof,
-                         "bound": "arithmetic" if roof == ceilings["macs"] else "memory"})
+                         "ms": call["milliseconds"], "intensity": intensity, "gmacs": speed / 1e9, "roof": limit / 1e9,
+                         "of_roof": 100 * speed / limit,
+                         "bound": "arithmetic" if limit == limits["macs"] else "memory"})
     return rows

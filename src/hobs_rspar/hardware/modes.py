@@ -22,7 +22,7 @@ from hobs_rspar.folding import following_norms, fused
 from hobs_rspar.hardware import timing
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
-RESAMPLES, CONFIDENCE = 2000, 0.95
+RESAMPLES = 2000
 Call = Callable[[], object]
 
 
@@ -112,7 +112,7 @@ def over_processes(seen: Sequence[Seen], seed: int = 0) -> tuple[float, float, f
     chosen = random.integers(len(seen), size=(len(seen), RESAMPLES))
     drawn = np.median(np.take_along_axis(within, chosen, 0), 0)
     whole = np.median([np.median(each.dense) / np.median(each.pruned) for each in seen])
-    lo, hi = np.quantile(drawn, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    lo, hi = np.quantile(drawn, [(1 - timing.CONFIDENCE) / 2, (1 + timing.CONFIDENCE) / 2])
     return float(whole), float(lo), float(hi)
 
 

@@ -64,10 +64,6 @@ class Ceilings:
             seconds.append(_now(device) - start)
         return cls(peak_macs(device), 2 * source.numel() * source.element_size() / min(seconds[1:]))
 
-    def roof(self, intensity: float) -> float:
-        """Multiply-accumulates/s that an operator with so many of them per byte can reach at most."""
-        return min(self.macs, intensity * self.bytes)
-
 
 class _Watch(TorchDispatchMode):
     """Times every operator and notes what it does; ``layer`` is set by the modules' hooks."""
