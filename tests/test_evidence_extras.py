@@ -77,6 +77,7 @@ def test_studies_that_differ_in_the_budget_make_a_front(family):
     rows = list(csv.DictReader((family / "p_front.csv").read_text().splitlines()))
     assert [(row["method"], row["budget"]) for row in rows] == [
         (method, f"{macs}x MACs") for method in ("l1", "hobs_rspar") for macs in (0.7, 0.5, 0.26)]
+    assert all(float(row["speedup_lo"]) <= float(row["speedup"]) <= float(row["speedup_hi"]) for row in rows)
     assert "too few to speak of a front; 5 would do" in (family / "p_front.md").read_text()
     drawn = {kind: (family / f"p_front.{kind}").read_bytes() for kind in ("svg", "png")}
     assert drawn["svg"].startswith(b"<?xml") and drawn["png"][1:4] == b"PNG"

@@ -24,9 +24,11 @@ COLUMNS = (
     Column("top1_lo", "95 % from", 4, 2),
     Column("top1_hi", "to", 4, 2),
     Column("speedup", f"Speedup, batch {THROUGHPUT_BATCH}", 4, 2),
+    Column("speedup_lo", "95 % from", 4, 2),
+    Column("speedup_hi", "to", 4, 2),
     Column("front", "On the front"),
 )
-NUMBERS = ("macs_ratio", "top1", "top1_lo", "top1_hi", "speedup")
+NUMBERS = ("macs_ratio", "top1", "top1_lo", "top1_hi", "speedup", "speedup_lo", "speedup_hi")
 
 
 def update(folder: Path) -> None:
@@ -82,13 +84,25 @@ def _rows(studies: list[Path]) -> list[dict]:
     """A row per method and budget, all methods' front marked."""
     rows = []
     for study in studies:
-        budget = in_words(_cell(study)["budget"])
-        for row in csv.DictReader((study / "tables" / "T1.csv").read_text().splitlines()):
+        budget, speeds = in_words(_cell(study)["budget"]), _speeds(study)
+        for row in _read(study, "T1"):
+            numbers = row | speeds.get(row["method"], {})
             rows.append({"method": row["method"], "budget": budget, "n": int(row["n"])} |
-                        {key: float(row[key]) if row[key] else None for key in NUMBERS})
+                        {key: float(numbers[key]) if numbers.get(key) else None for key in NUMBERS})
     rows = [row | {"front": "yes" if front else ""} for row, front in zip(rows, on_the_front(rows), strict=True)]
     order = list(dict.fromkeys(row["method"] for row in rows))
     return sorted(rows, key=lambda row: order.index(row["method"]))
+
+
+def _speeds(study: Path) -> dict[str, dict]:
+    """Method to its speedup with the interval, which T1 has no room for; empty where nothing was timed."""
+    return {row["method"]: {key: row[key] for key in ("speedup", "speedup_lo", "speedup_hi")}
+            for row in _read(study, "T6") if row["batch"] == THROUGHPUT_BATCH}
+
+
+def _read(study: Path, table: str) -> list[dict]:
+    file = study / "tables" / f"{table}.csv"
+    return list(csv.DictReader(file.read_text().splitlines())) if file.is_file() else []
 
 
 def _table(name: str, studies: list[Path], rows: list[dict]) -> Table:
@@ -97,7 +111,8 @@ def _table(name: str, studies: list[Path], rows: list[dict]) -> Table:
               f"{count} operating points a method are too few to speak of a front; {FEWEST} would do.")
     names, images = ", ".join(study.name for study in studies), cell["recovery_curve"][-1]["images"]
     note = (f"Studies {names}: one dense network, the same methods, seeds and recovery ({images:,} images). Top-1 on "
-            "the test set, mean over seeds with its t interval; speedup: dense time / pruned time, median over cells. "
+            "the test set, mean over seeds with its t interval; speedup: dense time / pruned time, median over cells, "
+            "its interval by bootstrap over cells. "
             f"On the front: no other method and budget is at least as fast and as accurate, by the means. {enough} "
             "Conditions: each study's own T1.")
     return Table(f"{name}_front", f"Accuracy against cost: {cell['network']} on {cell['dataset']}", note, COLUMNS, rows)

@@ -31,14 +31,15 @@ def _panel(axis, rows: list[dict], cost: str) -> None:
     """One line per method; the means set the axis, because an interval of few seeds may be wide."""
     for method, look in method_looks(list(dict.fromkeys(row["method"] for row in rows))).items():
         points = [row for row in rows if row["method"] == method and row[cost] is not None]
-        arms = [[_arm(row, "top1_lo") for row in points], [_arm(row, "top1_hi") for row in points]]
-        axis.errorbar([row[cost] for row in points], [row["top1"] for row in points], yerr=arms, capsize=1.5,
-                      elinewidth=0.7, linewidth=0.9, label=method, **look)
+        axis.errorbar([row[cost] for row in points], [row["top1"] for row in points], xerr=_arms(points, cost),
+                      yerr=_arms(points, "top1"), capsize=1.5, elinewidth=0.7, linewidth=0.9, label=method, **look)
     means = [row["top1"] for row in rows]
     room = 0.08 * (max(means) - min(means)) or 0.5
     axis.set_ylim(min(means) - room, max(means) + 2 * room)
 
 
-def _arm(row: dict, end: str) -> float:
-    """Length of one side of the interval; none where there is a single seed."""
-    return 0.0 if row[end] is None else abs(row[end] - row["top1"])
+def _arms(rows: list[dict], key: str) -> list[list[float]]:
+    """Lengths of the intervals' lower and upper sides; none where there is no interval."""
+    ends = [(row.get(f"{key}_lo"), row[key], row.get(f"{key}_hi")) for row in rows]
+    return [[0.0 if lo is None else mean - lo for lo, mean, _ in ends],
+            [0.0 if hi is None else hi - mean for _, mean, hi in ends]]
