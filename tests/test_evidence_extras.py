@@ -96,6 +96,12 @@ def test_studies_of_another_dense_network_are_no_family(family):
     assert front.families(family) == {} and not list(family.glob("p_front*"))
 
 
+def test_studies_that_another_processor_timed_are_no_family(family):
+    for file in (family / "p_70" / "platforms").glob("*/*.json"):
+        edit(file, lambda timing: timing["fingerprint"].update(torch_kernels="another"))
+    assert front.families(family) == {}
+
+
 def test_studies_of_other_seeds_are_no_family(family):
     (family / "p_70" / "cells" / "l1-2.json").unlink()
     assert front.families(family) == {}

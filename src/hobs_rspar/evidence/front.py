@@ -71,9 +71,15 @@ def _alike(studies: list[Path]) -> list[Path]:
     """Those with the network, data, recovery, dense network, methods, seeds and platforms of the first."""
     def same(study: Path) -> list:
         cell, names = _cell(study), sorted(file.name for file in (study / "cells").glob("*.json"))
-        platforms = sorted(folder.name for folder in (study / "platforms").iterdir())
-        return [cell["network"], cell["dataset"], cell["recovery_curve"][-1]["images"], cell["dense"], names, platforms]
+        shared = [cell.get(key) for key in ("network", "dataset", "dense", "precision")]
+        return [*shared, cell["recovery_curve"][-1]["images"], names, _fingerprints(study)]
     return [study for study in studies if same(study) == same(studies[0])]
+
+
+def _fingerprints(study: Path) -> dict[str, dict]:
+    """Platform to what its timings depend on; all timings of a platform have the same (evidence/cells.py)."""
+    return {file.parent.name: json.loads(file.read_text())["fingerprint"]
+            for file in (study / "platforms").glob("*/*.json")}
 
 
 def _cell(study: Path) -> dict:
