@@ -68,7 +68,7 @@ def on_the_front(rows: list[dict]) -> list[bool]:
 
 
 def _alike(studies: list[Path]) -> list[Path]:
-    """Those with the network, data, recovery, dense network, methods, seeds and platforms of the first."""
+    """Those with the network, data, recovery, precision, dense network, methods, seeds and platforms of the first."""
     def same(study: Path) -> list:
         cell, names = _cell(study), sorted(file.name for file in (study / "cells").glob("*.json"))
         shared = [cell.get(key) for key in ("network", "dataset", "dense", "precision")]
