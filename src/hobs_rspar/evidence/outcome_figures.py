@@ -26,7 +26,7 @@ def accuracy_macs(evidence: Evidence, summary: Summary) -> Drawing:
     aside = f" Points are moved by up to {moved:.4f} so that none hides another." if moved else ""
     return Drawing(figure, ["method", "n", "macs_ratio", "top1", "top1_lo", "top1_hi"], rows,
                    "Mean over seeds with its t interval.", summary.n,
-                   f"The horizontal axis is broken between clusters.{aside}")
+                   f"{_broken(panels)}{aside}".strip())
 
 
 def accuracy_latency(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -44,7 +44,7 @@ def accuracy_latency(evidence: Evidence, summary: Summary) -> Drawing | str:
     header = ["method", "n", "latency_ms", "latency_lo", "latency_hi", "top1", "top1_lo", "top1_hi"]
     return Drawing(figure, header, rows, "Horizontal: median over cells with its bootstrap interval, platform "
                    f"{evidence.platform}. Vertical: mean over seeds with its t interval.", summary.n,
-                   "The horizontal axis is broken between clusters.")
+                   _broken(panels))
 
 
 def paired_differences(evidence: Evidence, summary: Summary) -> Drawing | str:
@@ -107,6 +107,10 @@ def clusters(costs: dict[str, float], gap: float) -> list[list[str]]:
         else:
             found.append([name])
     return found
+
+
+def _broken(panels: list[list[str]]) -> str:
+    return "The horizontal axis is broken between clusters." if len(panels) > 1 else ""
 
 
 def apart(costs: dict[str, float], names: list[str]) -> dict[str, float]:
