@@ -220,7 +220,7 @@ def _among(looks: dict[str, str], rows: Rows, field: str) -> alt.Scale:
 def _spec(chart: alt.Chart | alt.LayerChart, height: int) -> dict:
     """As wide as the page has room."""
     chart = chart.configure_legend(orient="bottom", columns=3).configure_axis(grid=True)
-    chart = chart.configure_axisX(labelFlush=False, labelSeparation=6)  # moved inward, the last label hits the one before
+    chart = chart.configure_axisX(labelFlush=False, labelSeparation=6)  # moved in, the last label hits another
     fit = alt.AutoSizeParams(type="fit-x", contains="padding")
     return chart.properties(background="transparent", width="container", height=height, autosize=fit,
                             padding=10).to_dict()
