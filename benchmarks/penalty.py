@@ -3,7 +3,7 @@
 R-SPAR's agent on a reward by look-up that behaves like an accuracy, with three penalties of the raw action, taken
 before projection: lambda(t) as published, lambda(t) with the corrected sign (both with the study's constants), and the
 best constant of a grid, tuned on other seeds. Counted are the episodes until a plan's reward, minus its accuracy drop,
-is within 1 % of the best known one.
+is within 1 % of the best known one; where no tuning run gets that far, until it is as good as the median tuning run.
 """
 
 import time
@@ -47,6 +47,14 @@ class AccuracyLike:
 
 
 @dataclass(frozen=True)
+class Target:
+    """The accuracy drop that counts as reached, and what it is in words."""
+
+    drop: float
+    meaning: str
+
+
+@dataclass(frozen=True)
 class Run:
     """One search: accuracy drop of every episode's plan [episodes], and lambda of every episode [episodes]."""
 
@@ -70,13 +78,13 @@ def main() -> None:
                 for name, sign in ((PUBLISHED, -1), (CORRECTED, 1))}
     tuning = {value: runs(problem, penalty, TUNING, value) for value, penalty in constants.items()}
     tested = {name: runs(problem, penalty, SEEDS, name) for name, penalty in adaptive.items()}
-    level = (1 + LEVEL) * known(problem, tuning | tested)
+    level = target(problem, tuning, tested).drop
     tuned = min(tuning, key=lambda value: np.mean(counts(tuning[value], level)))
     tested[CONSTANT] = runs(problem, constants[tuned], SEEDS, CONSTANT)
-    level = (1 + LEVEL) * known(problem, tuning | tested)
-    faster = {name: speedup(tested, name, level) for name in adaptive}
-    problem.publish(record(problem, tested, faster, level, tuned, started)
-            | {"tables": [compared(problem, tested, faster, level, tuned), grid(tuning, level)]})
+    goal = target(problem, tuning, tested)
+    faster = {name: speedup(tested, name, goal.drop) for name in adaptive}
+    problem.publish(record(problem, tested, faster, goal, tuned, started)
+            | {"tables": [compared(problem, tested, faster, goal, tuned), grid(tuning, goal.drop)]})
 
 
 def runs(problem: Problem, penalty: AdaptivePenalty, seeds: range, name: str) -> list[Run]:
@@ -114,6 +122,16 @@ def known(problem: Problem, found: dict[str, list[Run]]) -> float:
     return min(reward.dense - best, *(float(run.drops.min()) for group in found.values() for run in group))
 
 
+def target(problem: Problem, tuning: dict[str, list[Run]], tested: dict[str, list[Run]]) -> Target:
+    """The drop to reach. It may depend on the tested runs only by what is the least known."""
+    near = (1 + LEVEL) * known(problem, tuning | tested)
+    best = [float(run.drops.min()) for found in tuning.values() for run in found]
+    if min(best) <= near:
+        return Target(near, f"within {LEVEL:.0%} of the least known")
+    return Target(float(np.median(best)), f"that of the median tuning run or less (in as many episodes none of these "
+                                          f"comes within {LEVEL:.0%} of the least known)")
+
+
 def counts(found: list[Run], level: float) -> np.ndarray:
     """Episodes to the level of every run; the whole budget where a run never reaches it (censored)."""
     return np.array([run.reached(level) or len(run.drops) for run in found])
@@ -130,18 +148,18 @@ def speedup(tested: dict[str, list[Run]], name: str, level: float) -> Interval:
     return Interval(*np.exp([found.value, found.lo, found.hi]).tolist())
 
 
-def record(problem: Problem, tested: dict[str, list[Run]], faster: dict[str, Interval], level: float, tuned: str,
+def record(problem: Problem, tested: dict[str, list[Run]], faster: dict[str, Interval], goal: Target, tuned: str,
            started: float) -> dict:
     ratio = faster[PUBLISHED]
     value, lo, hi = (round(100 * (part - 1), 2) for part in (ratio.value, ratio.lo, ratio.hi))
-    never = "; ".join(f"{name}: {censored(found, level)}" for name, found in tested.items())
+    never = "; ".join(f"{name}: {censored(found, goal.drop)}" for name, found in tested.items())
     other = faster[CORRECTED]
     budget = len(tested[PUBLISHED][0].drops)
     return {"claim": "C3", "measured": value, "lo": lo, "hi": hi, "holds": lo >= GOAL, "reason": "",
             "unit": "% faster (episodes of the constant / λ(t) − 1)",
             "conditions": f"{problem.subject}; n = {len(SEEDS)} paired seeds ({SEEDS[0]}–{SEEDS[-1]}), geometric mean, "
                           f"paired bootstrap; reward by look-up (accuracy from the mean relative output error), not "
-                          f"by forward passes; episodes until a plan's drop is within {LEVEL:.0%} of the least known; "
+                          f"by forward passes; episodes until a plan's drop is {goal.meaning}; "
                           f"constant {tuned}, best of {GRID} on {len(TUNING)} other seeds; of {budget} episodes a run, "
                           f"never reached (counted as {budget}): {never}; corrected sign: "
                           f"{100 * (other.value - 1):.1f} ({100 * (other.lo - 1):.1f} to {100 * (other.hi - 1):.1f}) "
@@ -149,17 +167,17 @@ def record(problem: Problem, tested: dict[str, list[Run]], faster: dict[str, Int
             "seconds": round(time.perf_counter() - started, 1)}
 
 
-def compared(problem: Problem, tested: dict[str, list[Run]], faster: dict[str, Interval], level: float,
+def compared(problem: Problem, tested: dict[str, list[Run]], faster: dict[str, Interval], goal: Target,
              tuned: str) -> dict:
     rows = []
     for name, found in tested.items():
         ratio = faster.get(name)
-        rows.append({"penalty": f"{name}, {tuned}" if name == CONSTANT else name} | summary(found, level)
+        rows.append({"penalty": f"{name}, {tuned}" if name == CONSTANT else name} | summary(found, goal.drop)
                     | {"ratio": round(ratio.value, 3) if ratio else None, "lo": round(ratio.lo, 3) if ratio else None,
                        "hi": round(ratio.hi, 3) if ratio else None})
     return {"name": "T11", "title": f"Fixed λ against λ(t): {problem.subject}, n = {len(SEEDS)} paired seeds",
-            "note": f"Episodes until a plan's accuracy drop is within {LEVEL:.0%} of the least known one "
-                    f"({100 * level:.3f} points or less); runs that never get there count with their whole budget. "
+            "note": f"Episodes until a plan's accuracy drop is {goal.meaning}: "
+                    f"{100 * goal.drop:.3f} points or less; runs that never get there count with their whole budget. "
                     "Ratio: episodes of the constant / episodes of λ(t), above 1 where λ(t) is faster; geometric mean, "
                     "paired bootstrap, 95 %. λ: mean over the first and the last update's episodes.",
             "columns": [["penalty", "Penalty"], ["median", "Episodes, median"], ["mean", "Episodes, mean"],

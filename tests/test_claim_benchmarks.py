@@ -83,14 +83,18 @@ def test_the_lead_is_paired_and_relative_to_the_rivals_gain():
     assert found.value == pytest.approx(20) and found.lo == pytest.approx(20)  # 1 of a gain of 5, in both pairs
 
 
-def test_penalty_in_miniature(published, monkeypatch, tmp_path):
+@pytest.mark.parametrize("level, meaning", [(1.0, "within 100% of the least known;"), (0.01, "that of the median tun")])
+def test_penalty_in_miniature(level, meaning, published, monkeypatch, tmp_path):
+    """Two updates come within 100 % of the least known drop, but not within 1 %."""
     for name, value in (("SEEDS", range(3)), ("TUNING", range(100, 102)), ("GRID", 2), ("UPDATES", 2),
-                        ("EVALUATIONS", 600)):
+                        ("EVALUATIONS", 600), ("LEVEL", level)):
         monkeypatch.setattr(penalty, name, value)
     penalty.main()
     check(published[0], "C3", tmp_path)
     tested, grid = published[0]["tables"]
     assert len(tested["rows"]) == 3 and len(grid["rows"]) == 2
+    assert f"until a plan's drop is {meaning}" in published[0]["conditions"]
+    assert sum(row["censored"] for row in tested["rows"]) < 9 and sum(row["censored"] for row in grid["rows"]) < 4
     first = {row["penalty"].partition(",")[0]: row["lambda_first"] for row in tested["rows"]}
     assert first["λ(t) as published"] < 0.01 < first["λ(t)"]  # the published sign weakens, the corrected one grows
 
@@ -101,6 +105,17 @@ def test_episodes_are_counted_to_the_first_hit_and_censored_openly():
     assert penalty.counts(runs, 1.0).tolist() == [2, 4] and penalty.censored(runs, 1.0) == 1
     tested = {penalty.CONSTANT: runs, "other": [runs[1], runs[1]]}
     assert penalty.speedup(tested, "other", 1.0).value == pytest.approx(np.sqrt(0.5))
+
+
+def test_the_target_is_the_median_tuning_run_where_none_comes_near(published, monkeypatch):
+    def run(*drops):
+        return penalty.Run(np.array(drops), np.zeros(len(drops)))
+
+    monkeypatch.setattr(penalty, "known", lambda problem, found: 1.0)
+    tested = {"λ": [run(1.0)]}  # what is tested must not choose its own target
+    far = {"a": [run(9.0, 4.0), run(5.0)], "b": [run(6.0)]}
+    assert penalty.target(penalty.load(), far, tested).drop == 5.0
+    assert penalty.target(penalty.load(), far | {"b": [run(1.005)]}, tested).drop == 1.01
 
 
 def test_the_accuracy_falls_from_dense_to_chance(published, monkeypatch):
