@@ -1,5 +1,6 @@
 """The report stage on invented cells: files, columns, determinism, incomplete studies, refusals."""
 
+import base64
 import csv
 import io
 import json
@@ -29,7 +30,7 @@ from synthetic_cells import (
 
 from hobs_rspar.config import DATASETS, NETWORKS, available_methods, load
 from hobs_rspar.errors import UserError
-from hobs_rspar.evidence import leads, page, published, readme, stability, studies, tables, timings
+from hobs_rspar.evidence import claims, leads, page, published, readme, stability, studies, tables, timings
 from hobs_rspar.evidence.cells import read
 from hobs_rspar.evidence.figures import FIGURES
 from hobs_rspar.evidence.page import limitations
@@ -288,6 +289,22 @@ def test_verdicts_follow_from_the_numbers(report):
     weakest = min(BASELINES, key=lambda name: float(leads[name]["difference"]))
     assert float(claims["C7"]["measured"]) == pytest.approx(float(leads[weakest]["difference"]), abs=1e-4)
     assert f"over {weakest} of 7 baselines" in claims["C7"]["conditions"]
+
+
+def claims_now(evidence, summary):
+    return claims.table(evidence, summary, claims.claims(evidence, summary))
+
+
+def test_c6_is_the_difference_of_t1_though_tied_logits_make_other_bits(study):
+    def flipped(cell: dict) -> None:
+        bits = bytearray(base64.b64decode(cell["correct"]))
+        bits[0] ^= 0xFF
+        cell["correct"] = base64.b64encode(bits).decode()
+
+    edit(Path("reports/default/cells/hobs_rspar-42.json"), flipped)
+    t1 = {row["method"]: row for row in table_of(tables.t1)}
+    c6 = {row["claim"]: row for row in table_of(claims_now)}["C6"]
+    assert c6["measured"] == t1["hobs_rspar"]["delta_vs_dense"] and float(c6["lo"]) < float(c6["measured"])
 
 
 def test_c7_is_judged_at_none_short_and_full_recovery(tmp_path, monkeypatch):

@@ -185,7 +185,8 @@ def _as_accurate(claim: Claim, evidence: Evidence, summary: Summary) -> Claim:
     how = (f"one-sided non-inferiority, alpha = {NON_INFERIORITY_ALPHA:g}, n = {len(common)} paired seeds; interval: "
            f"{kind}{others.replace('-', '−')} (the lower one is shown); conditional on one dense network; "
            f"{subject(evidence)}; {_recovery(evidence)}")
-    return claim.measured(interval, interval.lo > -margin, how)
+    # T1's mean: of tied logits in bf16, the bits of single images may hold another one as the first.
+    return claim.measured(replace(interval, value=test["mean_difference"]), interval.lo > -margin, how)
 
 
 def _over_images(evidence: Evidence, seeds: list[int]) -> dict[str, Interval]:
