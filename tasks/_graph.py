@@ -11,6 +11,7 @@ from pathlib import Path
 
 CELL_KINDS = ("allocate", "prune", "finetune")
 EXPERIMENT_KINDS = ("claim", "experiment")  # scripts of benchmarks/
+TIMED = ("sensitivity", "allocators", "rounding", "peers", "masked")  # experiments that measure time
 MISSING = {"deleted", "not in cache"}
 
 

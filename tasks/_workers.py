@@ -24,13 +24,26 @@ class Failure:
     reason: str
 
 
-def run_cells(command: list[str], cells: dict[str, str], jobs: int) -> list[Failure]:
-    """Runs every cell, given with the pattern of its stages; prints a line per finished one; returns the failed."""
-    failures: list[Failure] = []
-    if not cells:
-        return failures
+def run_cells(command: list[str], cells: dict[str, str], alone: dict[str, str], jobs: int) -> list[Failure]:
+    """Runs every cell, given with the pattern of its stages; prints a line per finished one; returns the failed.
+
+    Args:
+        command: what a pattern is given to.
+        cells: those that run side by side.
+        alone: those that run one after the other, when all others are done, because they measure time.
+        jobs: cells at once.
+    """
     LOGS.mkdir(parents=True, exist_ok=True)
-    progress = Progress(len(cells), jobs)
+    progress = Progress(len(cells) + len(alone))
+    try:
+        return in_pool(command, cells, jobs, progress) + in_pool(command, alone, 1, progress)
+    finally:
+        progress.bar.close()
+
+
+def in_pool(command: list[str], cells: dict[str, str], jobs: int, progress: Progress) -> list[Failure]:
+    """Runs cells, so many at once; on an exception nothing more is started."""
+    failures: list[Failure] = []
     pool = ThreadPoolExecutor(jobs)
     try:
         running = {pool.submit(run_cell, command, cell, pattern): cell for cell, pattern in cells.items()}
@@ -41,7 +54,6 @@ def run_cells(command: list[str], cells: dict[str, str], jobs: int) -> list[Fail
             progress.finished(failures[-1].reason if code else closing_line(cell), bool(code), cell)
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
-        progress.bar.close()
     return failures
 
 
@@ -82,8 +94,8 @@ def reason(cell: str) -> str:
 class Progress:
     """A bar on a terminal; everywhere, a line per finished cell with the time that is left."""
 
-    def __init__(self, total: int, jobs: int) -> None:
-        self.total, self.jobs, self.done, self.started = total, jobs, 0, time.monotonic()
+    def __init__(self, total: int) -> None:
+        self.total, self.done, self.started = total, 0, time.monotonic()
         self.bar = tqdm(total=total, unit="cell", disable=not sys.stderr.isatty(), leave=False)
 
     def finished(self, line: str, failed: bool, cell: str) -> None:

@@ -1,8 +1,8 @@
 """Runs the study: ``python tasks/repro.py [--jobs N] [--changed-only]``.
 
 One job is plain ``dvc repro``. With more, what all cells share runs first, then the claims' experiments and whole cells
-side by side (one DVC process each), then everything that must run alone: benchmarks, report. A failed cell leaves the
-others intact.
+side by side (one DVC process each), then everything that must run alone: experiments that measure time, benchmarks,
+report. A failed cell leaves the others intact.
 """
 
 from __future__ import annotations
@@ -72,7 +72,9 @@ def reproduce(params: config.Params, jobs: int, changed_only: bool) -> list[Fail
     if todo & set(before):
         dvc_repro([stage for stage in before if stage in todo])
         graph, todo = reread(changed_only)  # what came out as it was makes nothing after it stale
-    failures = run_cells([*DVC_REPRO, "--single-item", "--glob"], patterns(graph, todo), jobs)
+    runs = patterns(graph, todo)
+    alone = {run: runs.pop(run) for run in list(runs) if _graph.cell(run) in _graph.TIMED}
+    failures = run_cells([*DVC_REPRO, "--single-item", "--glob"], runs, alone, jobs)
     if not failures and not changed_only:
         dvc_repro()
         return []

@@ -1,6 +1,7 @@
 """``make repro`` and ``make update``: what runs, what a failure leaves, who may write. Stubs stand for stages."""
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -47,6 +48,8 @@ def test_parallel_cells_run_each_and_lock_the_same(clone):
     runs = len(CELLS) + len(yaml.safe_load(clone.read("params.yaml"))["study"]["claims"])
     assert all(f"finetune {cell}:" in out for cell in CELLS) and f"[{runs}/{runs}, about 0.0 min left]" in out
     assert yaml.safe_load(clone.read("dvc.lock")) == yaml.safe_load(serial)
+    last = [line for line in out.splitlines() if re.match(r"\[\d+/\d+, ", line)][-2:]
+    assert sorted(line.split()[-4] for line in last) == ["allocators:", "sensitivity:"], "what is timed runs alone"
 
 
 def test_serial_run_writes_the_lock_as_dvc_does(clone):

@@ -156,5 +156,5 @@ def _number(key: str, value, digits: int | None):
         return ""
     if digits is None or isinstance(value, str):
         return value
-    # Decimals would turn a small p into 0; six digits, because the README rounds them once more.
-    return float(f"{value:.6g}") if key.startswith("p_") else round(float(value), digits)
+    # Decimals would turn a small p into 0.
+    return float(f"{value:.4g}") if key.startswith("p_") else round(float(value), digits)
