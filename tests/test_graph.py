@@ -1,5 +1,6 @@
 """dvc.yaml: complete dependencies, and nothing runs again without need."""
 
+import os
 import shlex
 import sys
 
@@ -74,6 +75,11 @@ def test_closure_follows_functions_and_packages():
 def graph(stubbed):
     yield stubbed
     stubbed.run("git checkout --quiet -- .")
+
+
+def test_tests_that_share_a_run_share_a_process(stubbed, request):
+    """Versions of pytest and pytest-xdist that do not fit would run the fixture's study in every process."""
+    assert "PYTEST_XDIST_WORKER" not in os.environ or request.node.nodeid.endswith("@stubbed")
 
 
 def test_second_run_does_nothing(graph):
