@@ -47,6 +47,7 @@ report:
 SHARED = ("toy", "micro", "stubbed")  # fixtures that take minutes: tests that share one run in one process
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Tests that share a long fixture stay together, and go first: at the end they would leave a process idle."""
     for item in items:
