@@ -59,6 +59,7 @@ def in_pool(command: list[str], cells: dict[str, str], jobs: int, progress: Prog
 
 def run_cell(command: list[str], cell: str, pattern: str) -> int:
     """One DVC process for the whole cell: it starts once, and no two processes share a stage."""
+    log(cell).unlink(missing_ok=True)  # what a killed run left behind may still write into the old file
     with log(cell).open("w") as output:
         return subprocess.run([*command, pattern], stdout=output, stderr=subprocess.STDOUT, check=False).returncode
 
