@@ -66,12 +66,29 @@ def run_cell(command: list[str], cell: str, pattern: str) -> int:
 
 def stop_workers() -> None:
     """Ends this process's children and theirs, stages included, and waits for them."""
-    children = psutil.Process().children(recursive=True)
-    for child in children:
+    end(psutil.Process().children(recursive=True))
+
+
+def end_orphans(script: str) -> None:
+    """Ends what a killed run left at work, with its stages: it would keep this run from the files that it writes.
+
+    Args:
+        script: path of the script that such processes run; the caller holds the checkout's lock, so that no other run
+            is there whose they could be.
+    """
+    left = [process for process in psutil.process_iter(["cmdline"]) if script in (process.info["cmdline"] or [])]
+    for process in left:
         with suppress(psutil.NoSuchProcess):
-            child.terminate()
-    for child in psutil.wait_procs(children, timeout=10)[1]:
-        child.kill()
+            end([process, *process.children(recursive=True)])
+
+
+def end(processes: list[psutil.Process]) -> None:
+    """Asks processes to end, and kills those that have not done so after a while."""
+    for process in processes:
+        with suppress(psutil.NoSuchProcess):
+            process.terminate()
+    for process in psutil.wait_procs(processes, timeout=10)[1]:
+        process.kill()
 
 
 def log(cell: str) -> Path:

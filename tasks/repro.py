@@ -17,7 +17,7 @@ from pathlib import Path
 
 import _graph
 from _task import FAILED, check_options, default_jobs, only_one, run
-from _workers import Failure, run_cells, stop_workers
+from _workers import Failure, end_orphans, run_cells, stop_workers
 
 from hobs_rspar import config
 from hobs_rspar.errors import UserError
@@ -25,7 +25,8 @@ from hobs_rspar.paths import Paths
 
 STAGE_FAILED = ("a stage failed (its message is above); what is finished is kept; repair it and run 'make repro' "
                 "again")
-DVC_REPRO = [sys.executable, str(Path(__file__).with_name("_dvc.py")), "--wait-for-lock", "repro"]
+DVC = str(Path(__file__).resolve().with_name("_dvc.py"))
+DVC_REPRO = [sys.executable, DVC, "--wait-for-lock", "repro"]
 
 
 def main() -> None:
@@ -59,6 +60,7 @@ def arguments() -> argparse.Namespace:
 
 def reproduce(params: config.Params, jobs: int, changed_only: bool) -> list[Failure]:
     """Runs every pending stage in three phases; returns the failed cells."""
+    end_orphans(DVC)
     _graph.mend_rwlock()
     graph = _graph.read()
     todo = pending(graph, changed_only)

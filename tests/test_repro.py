@@ -139,6 +139,23 @@ def test_interrupted_run_leaves_no_process_and_goes_on(clone, how):
         assert clone.stale() == set()
 
 
+def test_a_killed_run_leaves_nothing_in_the_way_of_the_next(clone):
+    """Killed without a chance to end its workers: they are still at work when the same command comes again."""
+    clone.set_params(**{"prune.ridge": 0.5})
+    clone.write("trap-prune-l1-1", "600")
+    first = clone.start(["make", "repro", "JOBS=2"])
+    try:
+        wait_for(lambda: stage_of(first, "prune.py"))
+        workers = psutil.Process(first.pid).children(recursive=True)
+        time.sleep(3)  # it has read how long to sleep
+        next(worker for worker in workers if "tasks/repro.py" in worker.cmdline()).kill()
+        (clone.path / "trap-prune-l1-1").unlink()
+        clone.run("make repro JOBS=2")
+    finally:
+        stop(first)
+    assert clone.stale() == set() and not psutil.wait_procs(workers, timeout=60)[1]
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_stage_that_runs_alone_ends_with_the_run(clone, jobs):
     """Stopped from outside, and not by a terminal, which would reach the stage itself."""
