@@ -34,7 +34,9 @@ def main() -> None:
     cell = SCRIPT.stem if STAGE in ("claim", "experiment") else "-".join(sys.argv[1:])
     trap = Path(f"trap-{STAGE}-{cell}")
     if trap.exists():
-        time.sleep(float(trap.read_text() or 0))
+        seconds = float(trap.read_text() or 0)
+        print(f"{STAGE} {cell}: trapped", flush=True)
+        time.sleep(seconds)
         sys.exit(f"error: {STAGE} {cell} was told to fail")
     digest = hashlib.sha256(b"".join(content(filled(name)) for name in stage["deps"]))
     for entry in stage["outs"] + stage.get("metrics", []) + stage.get("plots", []):

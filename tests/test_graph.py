@@ -11,6 +11,8 @@ import yaml
 from closure import METHODS, closure, imported, method_files, of_stage
 from clones import ROOT, chdir
 
+from hobs_rspar import config
+
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]
 CELLS = ("allocate", "prune", "finetune", "benchmark")
 
@@ -27,6 +29,11 @@ def test_stage_depends_on_exactly_what_its_script_imports(stage):
     needed = {str(path.relative_to(ROOT)) for path in of_stage(stage)}
     assert sorted(needed - listed) == [], "imported, but not in deps: an edit of these would not rerun the stage"
     assert sorted(listed - needed) == [], "in deps, but not imported: an edit of these would rerun it for nothing"
+
+
+def test_experiments_that_run_alone_exist():
+    """Under another name, one would be timed beside what runs side by side."""
+    assert set(_graph.TIMED) < {*config.CLAIMS, *config.EXPERIMENTS}
 
 
 def test_allocate_depends_on_its_own_method_only():

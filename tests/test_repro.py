@@ -6,6 +6,8 @@ import shutil
 import signal
 import subprocess
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import psutil
 import pytest
@@ -105,32 +107,24 @@ def test_edited_method_in_a_fresh_clone_reruns_its_cells_and_what_they_need(fres
 def test_second_writer_is_told_who_works(clone):
     clone.set_params(**{"prune.ridge": 0.5})
     clone.write("trap-prune-l1-1", "20")
-    first = clone.start(["make", "repro", "JOBS=2"])
-    try:
-        wait_for(lambda: stage_of(first, "prune.py"))
+    with caught_in(clone, "prune.py"):
         out = clone.run("make repro JOBS=2", ok=False)
         assert "error: 'make repro' (process" in out and "already working" in out
         assert "already working" in clone.run("make study STUDY=toy", ok=False)
         assert "running: 'make repro'" in clone.run("make status")
-    finally:
-        stop(first)
 
 
 @pytest.mark.parametrize("how", [signal.SIGINT, signal.SIGTERM])
 def test_interrupted_run_leaves_no_process_and_goes_on(clone, how):
     clone.set_params(**{"prune.ridge": 0.5})
     clone.write("trap-prune-l1-1", "600")
-    first = clone.start(["make", "repro", "JOBS=2"])
-    try:
-        wait_for(lambda: stage_of(first, "prune.py"))
+    with caught_in(clone, "prune.py") as first:
         workers = psutil.Process(first.pid).children(recursive=True)
         if how == signal.SIGINT:
             os.killpg(first.pid, how)  # as a terminal does
         else:
-            next(worker for worker in workers if "tasks/repro.py" in worker.cmdline()).terminate()
+            runner(workers).terminate()
         out = first.communicate(timeout=120)[0]
-    finally:
-        stop(first)
     assert "stopped; what is finished is kept" in out and "Traceback" not in out
     assert not psutil.wait_procs(workers, timeout=60)[1]
     (clone.path / "trap-prune-l1-1").unlink()
@@ -143,16 +137,13 @@ def test_a_killed_run_leaves_nothing_in_the_way_of_the_next(clone):
     """Killed without a chance to end its workers: they are still at work when the same command comes again."""
     clone.set_params(**{"prune.ridge": 0.5})
     clone.write("trap-prune-l1-1", "600")
-    first = clone.start(["make", "repro", "JOBS=2"])
-    try:
-        wait_for(lambda: stage_of(first, "prune.py"))
+    with caught_in(clone, "prune.py") as first:
+        log = clone.path / ".study/logs/l1-1.log"
+        wait_for(lambda: log.exists() and "prune l1-1: trapped" in log.read_text())
         workers = psutil.Process(first.pid).children(recursive=True)
-        time.sleep(3)  # it has read how long to sleep
-        next(worker for worker in workers if "tasks/repro.py" in worker.cmdline()).kill()
+        runner(workers).kill()
         (clone.path / "trap-prune-l1-1").unlink()
         clone.run("make repro JOBS=2")
-    finally:
-        stop(first)
     assert clone.stale() == set() and not psutil.wait_procs(workers, timeout=60)[1]
 
 
@@ -161,14 +152,10 @@ def test_stage_that_runs_alone_ends_with_the_run(clone, jobs):
     """Stopped from outside, and not by a terminal, which would reach the stage itself."""
     clone.set_params(**{"sensitivity.damping": 0.5})
     clone.write("trap-sensitivity-", "600")
-    first = clone.start(["make", "repro", f"JOBS={jobs}"])
-    try:
-        wait_for(lambda: stage_of(first, "sensitivity.py"))
+    with caught_in(clone, "sensitivity.py", jobs) as first:
         workers = psutil.Process(first.pid).children(recursive=True)
-        next(worker for worker in workers if "tasks/repro.py" in worker.cmdline()).terminate()
+        runner(workers).terminate()
         first.communicate(timeout=120)
-    finally:
-        stop(first)
     assert not psutil.wait_procs(workers, timeout=60)[1]
 
 
@@ -186,6 +173,22 @@ def test_bad_params_stop_before_anything_runs(clone):
     out = clone.run("make repro", ok=False)
     assert "error: params.yaml: methods.hobs_rspar.iterations" in out and "stub" not in out
     assert "at least one cell" in clone.run("make repro JOBS=0", ok=False)
+
+
+@contextmanager
+def caught_in(clone: Clone, script: str, jobs: int = 2) -> Iterator[subprocess.Popen]:
+    """A run of the study that has come to a stage; ended at the end."""
+    process = clone.start(["make", "repro", f"JOBS={jobs}"])
+    try:
+        wait_for(lambda: stage_of(process, script))
+        yield process
+    finally:
+        stop(process)
+
+
+def runner(workers: list[psutil.Process]) -> psutil.Process:
+    """The process among them that starts all others."""
+    return next(worker for worker in workers if "tasks/repro.py" in worker.cmdline())
 
 
 def wait_for(condition, seconds: float = 300) -> None:
