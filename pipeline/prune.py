@@ -39,7 +39,7 @@ def main() -> None:
     plan.check(groups)
     if trained := checkpoint.load_tensors(folder / "weights.safetensors")[0]:
         dense = checkpoint.fit(dense, trained, str(folder / "weights.safetensors"))
-    pruned = surgery.remove(dense, spec.example(), plan)
+    pruned = surgery.remove(dense, groups, plan)
     counted = check_budget(pruned, dense, spec, plan, params.allocation)
 
     dense, pruned = (network.to(device, memory_format=torch.channels_last) for network in (dense, pruned))

@@ -24,7 +24,6 @@ from small import (
     zoo_groups,
 )
 from torch import nn
-from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
 from hobs_rspar import checkpoint, cost, surgery
@@ -55,7 +54,7 @@ def test_pruned_network_is_the_masked_one(name, seed):
     network, groups, spec = zoo(name), zoo_groups(name), ZOO[name]
     before, kept, x = snapshot(network), random_kept(groups, seed), batch(spec)
     plan = plan_of(groups, kept, name)
-    pruned = surgery.remove(network, spec.example(), plan)
+    pruned = surgery.remove(network, groups, plan)
     wanted, dense = masked(network, groups, kept, x), network(x)
     assert (wanted[0] - wanted[1]).abs().max() > 1e-2 * wanted.abs().max()  # it still tells images apart
     assert not close(wanted, dense)  # and the removed channels mattered
@@ -76,7 +75,7 @@ def test_networks_of_a_users_own(kind, seed):
     network, x = seeded(kind), IMAGES
     groups = surgery.groups(network, x[:1])
     kept = random_kept(groups, seed, least=0)
-    pruned = surgery.remove(network, x[:1], plan_of(groups, kept))
+    pruned = surgery.remove(network, groups, plan_of(groups, kept))
     assert close(pruned(x), masked(network, groups, kept, x))
     assert close(rebuilt(network, groups, kept)(x), pruned(x))
     assert int(groups.macs(np.array([len(k) for k in kept]))) == cost.count(pruned, x[:1]).macs
@@ -85,7 +84,7 @@ def test_networks_of_a_users_own(kind, seed):
 @pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "efficientnet_b0"])
 def test_saved_and_loaded_without_its_plan(name, tmp_path):
     network, groups, spec = zoo(name), zoo_groups(name), ZOO[name]
-    pruned = surgery.remove(network, spec.example(), plan_of(groups, random_kept(groups, 5), name))
+    pruned = surgery.remove(network, groups, plan_of(groups, random_kept(groups, 5), name))
     checkpoint.save(tmp_path / "pruned.safetensors", pruned, spec)
     loaded, found = checkpoint.load_with_spec(tmp_path / "pruned.safetensors")
     x = batch(spec)
@@ -110,7 +109,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
 def test_single_channels_survive_everywhere():
     network, groups, x = zoo("resnet20"), zoo_groups("resnet20"), batch(ZOO["resnet20"])
     kept = [[group.channels // 2] for group in groups]
-    pruned = surgery.remove(network, x[:1], plan_of(groups, kept, "resnet20"))
+    pruned = surgery.remove(network, groups, plan_of(groups, kept, "resnet20"))
     assert close(pruned(x), masked(network, groups, kept, x))
     assert cost.count(pruned, x[:1]).macs == groups.macs(np.ones(len(groups)))
 
@@ -118,7 +117,7 @@ def test_single_channels_survive_everywhere():
 def test_a_pruned_network_can_be_trained_and_traced_again():
     network, x = seeded(Mixed), IMAGES
     groups = surgery.groups(network, x[:1])
-    pruned = surgery.remove(network, x[:1], plan_of(groups, random_kept(groups, 1)))
+    pruned = surgery.remove(network, groups, plan_of(groups, random_kept(groups, 1)))
     again = surgery.groups(pruned, x[:1])
     assert again.sizes.tolist() == [len(kept) for kept in random_kept(groups, 1)]
     assert again.dense_macs == cost.count(pruned, x[:1]).macs
@@ -185,79 +184,8 @@ def test_protected_groups_stay_whole():
     groups = surgery.groups(zoo("resnet8"), ZOO["resnet8"].example(), ["layer1.0.conv2", "layer3.0.conv1"])
     assert {g.name for g in groups if g.protected} == {"conv1", "layer3.0.conv1"}
     assert "kept whole: as asked" in str(groups)
-    with pytest.raises(UserError, match="no group 'layer1.0.cnv1'. Did you mean 'layer1.0.conv1'"):
+    with pytest.raises(UserError, match="'layer1.0.cnv1' is not a layer of CifarResNet. Did you mean 'layer1.0.conv1'"):
         surgery.groups(zoo("resnet8"), ZOO["resnet8"].example(), ["layer1.0.cnv1"])
-
-
-class Unprunable(nn.Module):
-    """A grouped convolution, a PReLU and a batch norm of flat features: layers that no plan may cut."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.grouped = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
-        self.free, self.curve = nn.Conv2d(8, 6, 1), nn.Conv2d(6, 4, 1)
-        self.prelu, self.hidden, self.flat_bn = nn.PReLU(4), nn.Linear(4, 5), nn.BatchNorm1d(5)
-        self.out = nn.Linear(5, 3)
-
-    def forward(self, x):
-        y = F.relu(self.free(F.relu(self.grouped(F.relu(self.first(x))))))
-        return self.out(self.flat_bn(self.hidden(self.prelu(self.curve(y)).mean((2, 3)))))
-
-
-def test_layers_that_cannot_be_cut_say_so():
-    groups = surgery.groups(seeded(Unprunable), torch.zeros(1, 2, 9, 9))
-    reasons = {group.name: group.protected for group in groups if group.protected}
-    assert reasons == {"first": "grouped is a grouped convolution with 2 groups", "curve": "prelu is a PReLU",
-                       "hidden": "flat_bn is a BatchNorm1d"}
-    assert [group.name for group in groups if not group.protected] == ["free"]
-
-
-def test_a_grouped_convolution_is_listed_with_its_reason():
-    groups = surgery.groups(seeded(Unprunable), torch.zeros(1, 2, 9, 9))
-    assert "grouped is a grouped convolution with 2 groups" in groups.named("first").protected
-
-
-class Halved(nn.Module):
-    """One convolution whose channels go two ways."""
-
-    def __init__(self):
-        super().__init__()
-        self.both, self.left, self.right = nn.Conv2d(2, 8, 3), nn.Conv2d(4, 6, 1), nn.Conv2d(4, 6, 1)
-        self.out = nn.Linear(6, 3)
-
-    def forward(self, x):
-        left, right = self.both(x).chunk(2, 1)
-        return self.out((self.left(left) + self.right(right)).mean((2, 3)))
-
-
-def test_split_channels_are_kept_whole_or_counted_right():
-    network, example = seeded(Halved), torch.zeros(1, 2, 9, 9)
-    groups = surgery.groups(network, example)
-    if not groups.named("both").protected:
-        kept = [[0, 1, 2, 3, 4, 5], list(range(6))]
-        pruned = surgery.remove(network, example, plan_of(groups, kept))
-        assert int(groups.macs(np.array([6, 6]))) == cost.count(pruned, example).macs
-        gates = Gates(groups)
-        assert close(pruned(IMAGES), masked(network, groups, kept, IMAGES)) and gates.total == 14
-
-
-class Scaled(nn.Module):
-    """A bare parameter per channel, which belongs to no layer."""
-
-    def __init__(self):
-        super().__init__()
-        self.first, self.scale = nn.Conv2d(2, 8, 3), nn.Parameter(torch.ones(8, 1, 1))
-        self.second, self.out = nn.Conv2d(8, 6, 1), nn.Linear(6, 3)
-
-    def forward(self, x):
-        return self.out(F.relu(self.second(F.relu(self.first(x)) * self.scale)).mean((2, 3)))
-
-
-@pytest.mark.filterwarnings("ignore:Unwrapped parameters")
-def test_bare_parameters_protect_their_group():
-    groups = surgery.groups(seeded(Scaled), torch.zeros(1, 2, 9, 9))
-    assert "scale" in groups.named("first").protected
-    assert not groups.named("second").protected
 
 
 def test_frozen_networks_have_the_same_groups():
@@ -274,8 +202,8 @@ def test_groups_are_found_where_gradients_are_off():
 
 
 def test_a_wrong_input_shape_is_a_message():
-    with pytest.raises(UserError, match=r"CifarResNet cannot be traced with an input of shape \[1, 3, 28, 28\]"):
-        surgery.remove_filters(zoo("resnet8"), torch.zeros(1, 3, 28, 28), {})
+    with pytest.raises(UserError, match="'conv1' takes 1 channels"):
+        surgery.groups(zoo("resnet8"), torch.zeros(1, 3, 28, 28))
 
 
 # --- plans
@@ -294,7 +222,7 @@ def test_a_plan_for_another_network_is_refused():
     with pytest.raises(UserError, match="made for 'resnet8' with 6 groups, this network has 12"):
         plan.check(zoo_groups("resnet20"))
     with pytest.raises(UserError, match="the plan is for another network"):
-        surgery.remove(seeded(Mixed), IMAGES[:1], plan)
+        surgery.remove(seeded(Mixed), surgery.groups(seeded(Mixed), IMAGES[:1]), plan)
 
 
 @pytest.mark.parametrize("kept", [

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections import OrderedDict
 from pathlib import Path
 
 import torch
@@ -105,30 +106,82 @@ def fit(network: nn.Module, state: dict[str, Tensor], source: str) -> nn.Module:
         if tensor.dim() != len(shape) or any(new > old for new, old in zip(tensor.shape, shape)):
             raise UserError(f"{source} does not fit the network: {name} has shape {list(tensor.shape)}, the network's "
                             f"is {list(shape)} (a pruned one may be smaller, never larger)")
+    resized: dict[int, nn.Parameter] = {}
     for name, module in network.named_modules():
-        _shrink(module, {key: state[f"{name}.{key}" if name else key]
-                         for key, _ in [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]})
-    network.load_state_dict(state)
+        _shrink(module, {key: state[f"{name}.{key}" if name else key] for key in _own(module)
+                         if (f"{name}.{key}" if name else key) in state}, resized)
+    complete = OrderedDict(state)
+    complete._metadata = own._metadata  # versions of modules' formats, which a plain dictionary has lost
+    network.load_state_dict(complete)
     return network.eval()
 
 
-def _shrink(module: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Gives ``module`` parameters of the stored shapes, and the attributes that follow from them."""
+def _own(module: nn.Module) -> list[str]:
+    """Names of a module's own parameters and buffers that are there."""
+    named = (module.named_parameters, module.named_buffers)
+    return [key for every in named for key, _ in every(recurse=False, remove_duplicate=False)]
+
+
+def _shrink(module: nn.Module, tensors: dict[str, Tensor], resized: dict[int, nn.Parameter]) -> None:
+    """Gives ``module`` parameters of the stored shapes, and the attributes that follow from them.
+
+    Args:
+        module: of the dense network.
+        tensors: what is stored for it.
+        resized: parameters that were replaced, by the identity of the old one: tied ones stay tied.
+    """
     if all(getattr(module, key).shape == tensor.shape for key, tensor in tensors.items()):
         return
+    before = {key: getattr(module, key).shape for key in tensors}
     for key, tensor in tensors.items():
+        old = getattr(module, key)
         if key in module._parameters:
-            setattr(module, key, nn.Parameter(torch.empty_like(tensor)))
+            if old.shape != tensor.shape:
+                new = nn.Parameter(torch.empty_like(tensor, device=old.device), old.requires_grad)
+                setattr(module, key, resized.setdefault(id(old), new))
         else:
-            setattr(module, key, torch.empty_like(tensor))
-    if isinstance(module, nn.Conv2d):
-        depthwise = module.groups == module.in_channels
-        module.out_channels = tensors["weight"].shape[0]
-        module.groups = module.out_channels if depthwise and module.groups > 1 else module.groups
-        module.in_channels = tensors["weight"].shape[1] * module.groups
-    elif isinstance(module, nn.Linear):
-        module.out_features, module.in_features = tensors["weight"].shape
-    elif isinstance(module, nn.BatchNorm2d):
-        module.num_features = max(len(tensor) for tensor in tensors.values() if tensor.dim() == 1)
+            setattr(module, key, torch.empty_like(tensor, device=old.device))
+    for kinds, resize in RESIZED.items():
+        if isinstance(module, kinds):
+            resize(module, before, tensors)
+
+
+def _resize_convolution(layer: nn.Conv2d, _before, tensors: dict[str, Tensor]) -> None:
+    weight = tensors["weight"]
+    if layer.groups == layer.in_channels > 1 and weight.shape[1] == 1:  # depthwise: a group for every channel
+        multiplier = layer.out_channels // layer.in_channels
+        layer.out_channels, layer.groups = len(weight), len(weight) // multiplier
+        layer.in_channels = layer.groups
+    elif layer.transposed:
+        layer.in_channels, layer.out_channels = len(weight), weight.shape[1] * layer.groups
     else:
-        raise UserError(f"a {type(module).__name__} layer cannot be rebuilt with fewer channels; protect its group")
+        layer.out_channels, layer.in_channels = len(weight), weight.shape[1] * layer.groups
+
+
+def _resize_linear(layer: nn.Linear, _before, tensors: dict[str, Tensor]) -> None:
+    layer.out_features, layer.in_features = tensors["weight"].shape
+
+
+def _resize_norm(norm: nn.BatchNorm2d, _before, tensors: dict[str, Tensor]) -> None:
+    norm.num_features = max(len(tensor) for tensor in tensors.values() if tensor.dim() == 1)
+
+
+def _resize_group_norm(norm: nn.GroupNorm, before: dict[str, torch.Size], tensors: dict[str, Tensor]) -> None:
+    norm.num_groups = len(tensors["weight"]) * norm.num_groups // before["weight"][0]  # whole norm groups went
+    norm.num_channels = len(tensors["weight"])
+
+
+def _resize_layer_norm(norm: nn.LayerNorm, _before, tensors: dict[str, Tensor]) -> None:
+    norm.normalized_shape = tuple(tensors["weight"].shape)
+
+
+def _resize_prelu(layer: nn.PReLU, _before, tensors: dict[str, Tensor]) -> None:
+    layer.num_parameters = len(tensors["weight"])
+
+
+RESIZED = {
+    (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d): _resize_convolution,
+    (nn.Linear,): _resize_linear, (nn.GroupNorm,): _resize_group_norm, (nn.LayerNorm,): _resize_layer_norm,
+    (nn.PReLU,): _resize_prelu,
+    (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm, nn.InstanceNorm1d, nn.InstanceNorm2d,
+     nn.InstanceNorm3d): _resize_norm}

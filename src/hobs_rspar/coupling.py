@@ -12,7 +12,8 @@ from torch import Tensor
 
 from hobs_rspar.errors import UserError, did_you_mean
 
-ROLES = ("producer", "depthwise", "norm", "consumer")
+PLURALS = {"producer": "producers", "norm": "norms", "consumer": "consumers"}
+ROLES = ("producer", "depthwise", "norm", "consumer", "auxiliary")
 
 
 @dataclass(frozen=True)
@@ -21,14 +22,18 @@ class Member:
 
     Attributes:
         layer: the layer's name.
-        role: ``producer`` and ``depthwise`` lose output channels, ``norm`` its statistics, ``consumer`` its inputs.
+        role: ``producer`` and ``depthwise`` lose output channels, ``norm`` whatever it has for every channel (norms,
+            PReLU, bare parameters), ``consumer`` its inputs; ``auxiliary`` is a layer that runs in training mode only.
         index: for every channel of the group the layer's own indices [channels][1 or more] (more than one where a
-            channel is flattened into several inputs of a linear layer).
+            channel is flattened into several inputs of a linear layer, or the layer is a grouped convolution).
+        cuts: the layer's tensors that are sliced, each with its axis. An index counts from the start again where the
+            axis ends: the weight of a grouped convolution has the channels of one of its groups.
     """
 
     layer: str
     role: str
     index: tuple[tuple[int, ...], ...]
+    cuts: tuple[tuple[str, int], ...] = ()
 
     def of(self, channels: Sequence[int]) -> list[int]:
         """The layer's own indices of some of the group's channels."""
@@ -53,10 +58,14 @@ class Groups(Sequence[Group]):
 
     Attributes:
         layers: cost of every convolution and linear layer: name -> (MACs, outputs, inputs).
+        fixed_macs: MACs of everything else, such as products of activations, which no plan changes.
+        opaque: layers that do not compute what their weight says -> why; nothing scores or refits them by it.
     """
 
-    def __init__(self, groups: Sequence[Group], layers: dict[str, tuple[int, int, int]]):
-        self.groups, self.layers = list(groups), layers
+    def __init__(self, groups: Sequence[Group], layers: dict[str, tuple[int, int, int]], fixed_macs: int = 0,
+                 opaque: dict[str, str] | None = None):
+        self.groups, self.layers, self.fixed_macs = list(groups), layers, fixed_macs
+        self.opaque = opaque or {}
 
     def __getitem__(self, index):
         return self.groups[index]
@@ -74,7 +83,7 @@ class Groups(Sequence[Group]):
 
     @cached_property
     def dense_macs(self) -> int:
-        return sum(macs for macs, _, _ in self.layers.values())
+        return self.fixed_macs + sum(macs for macs, _, _ in self.layers.values())
 
     def named(self, name: str) -> Group:
         """The group called ``name``, or the one in which the layer ``name`` produces channels."""
@@ -108,7 +117,7 @@ class Groups(Sequence[Group]):
     def layer_widths(self, widths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and outputs of every layer, in the order of ``layers`` ([..., layers], [..., layers]).
 
-        The inputs of grouped convolutions are those of one group, which stay.
+        A depthwise layer has as many inputs as outputs, which are counted once, as its outputs.
 
         Args:
             widths: kept channels [..., groups].
@@ -133,7 +142,7 @@ class Groups(Sequence[Group]):
         out, into = np.zeros((2, len(self.layers), len(self)))
         for g, group in enumerate(self.groups):
             for member in group.members:
-                if member.role != "norm":
+                if member.role in ("producer", "depthwise", "consumer"):
                     side = into if member.role == "consumer" else out
                     side[position[member.layer], g] = len(member.index[0])
         return out, into
@@ -144,27 +153,30 @@ class Groups(Sequence[Group]):
         for group, channels in zip(self.groups, kept):
             if len(channels) == group.channels:
                 continue
+            dead = sorted(set(range(group.channels)) - set(channels))
             for member in group.members:
-                axis = 1 if member.role == "consumer" else 0
-                dead = set(member.of(sorted(set(range(group.channels)) - set(channels))))
-                for name in _tensors(state, member):
+                for tensor, axis in member.cuts:
+                    name = f"{member.layer}.{tensor}" if member.layer else tensor
                     size = member_size(state[name], axis)
-                    alive = torch.tensor([i for i in range(size) if i not in dead])
+                    gone = {i % size for i in member.of(dead)}
+                    alive = torch.tensor([i for i in range(size) if i not in gone])
                     state[name] = _Pending.cut(state[name], axis, alive)
         return {name: tensor.done() if isinstance(tensor, _Pending) else tensor for name, tensor in state.items()}
 
     def to_json(self) -> dict:
         return {"layers": {name: list(values) for name, values in self.layers.items()},
                 "groups": [{"name": g.name, "channels": g.channels, "protected": g.protected,
-                            "members": [{"layer": m.layer, "role": m.role, "index": _packed(m.index)}
-                                        for m in g.members]} for g in self.groups]}
+                            "members": [{"layer": m.layer, "role": m.role, "index": _packed(m.index), "cuts": m.cuts}
+                                        for m in g.members]} for g in self.groups],
+                "fixed_macs": self.fixed_macs, "opaque": self.opaque}
 
     @classmethod
     def from_json(cls, text: dict) -> Groups:
         groups = [Group(g["name"], g["channels"],
-                        tuple(Member(m["layer"], m["role"], _unpacked(m["index"])) for m in g["members"]),
-                        g["protected"]) for g in text["groups"]]
-        return cls(groups, {name: tuple(values) for name, values in text["layers"].items()})
+                        tuple(Member(m["layer"], m["role"], _unpacked(m["index"]), tuple(map(tuple, m["cuts"])))
+                              for m in g["members"]), g["protected"]) for g in text["groups"]]
+        return cls(groups, {name: tuple(values) for name, values in text["layers"].items()}, text["fixed_macs"],
+                   text["opaque"])
 
     def __str__(self) -> str:
         lines = [f"{len(self)} groups, {int(self.sizes.sum())} channels, {self.dense_macs / 1e6:.1f} M MACs"]
@@ -174,7 +186,8 @@ class Groups(Sequence[Group]):
             for role in ROLES:
                 names = [member.layer for member in group.with_role(role)]
                 if names:
-                    lines.append(f"      {role + 's' if role != 'depthwise' else role}: {', '.join(names)}")
+                    lines.append(f"      {PLURALS.get(role, role)}: {', '.join(names)}")
+        lines += [f"  {name} is neither scored nor refitted by its weight: {why}" for name, why in self.opaque.items()]
         return "\n".join(lines)
 
 
@@ -201,13 +214,6 @@ class _Pending:
 def member_size(tensor: Tensor | _Pending, axis: int) -> int:
     """Length of an axis before any cut."""
     return (tensor.tensor if isinstance(tensor, _Pending) else tensor).shape[axis]
-
-
-def _tensors(state: dict, member: Member) -> list[str]:
-    """Names of the tensors of a layer that a member cuts: inputs are cut in the weight only."""
-    names = [name for name in state if name.rpartition(".")[0] == member.layer
-             and not name.endswith("num_batches_tracked")]
-    return [name for name in names if name.endswith(".weight")] if member.role == "consumer" else names
 
 
 def _packed(index: tuple[tuple[int, ...], ...]) -> list:

@@ -1,68 +1,72 @@
-"""Dependencies and physical removal of channels, by torch-pruning (Fang et al., DepGraph, CVPR 2023).
-
-The only module that imports torch_pruning.
-"""
+"""Groups of a network by trace and self-check, and the physical removal of channels by slicing along them."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
-import torch_pruning as tp
 from torch import Tensor, nn
 
-from hobs_rspar import cost
-from hobs_rspar.coupling import ROLES, Group, Groups, Member
+from hobs_rspar import checkpoint, cost
+from hobs_rspar.admission import check_example, check_network
+from hobs_rspar.cost import LAYERS
+from hobs_rspar.coupling import Group, Groups
+from hobs_rspar.curvature.patches import reproduces
 from hobs_rspar.errors import UserError
+from hobs_rspar.protection import protected
+from hobs_rspar.structure.grouping import found_groups
+from hobs_rspar.structure.selfcheck import verified
+from hobs_rspar.structure.trace import Trace
 
-NORMS = (nn.BatchNorm2d,)
+IMAGES = 3  # of the passes that look at layers
+OUT_OF_ORDER = "does not get image after image in the first dimension of its input: no score can tell images apart"
 
 
-def groups(network: nn.Module, example: Tensor, protect: Sequence[str] = ()) -> Groups:
-    """Finds the groups of a network.
+def groups(network: nn.Module, example: Tensor, protect: str | nn.Module | Sequence[str | nn.Module] = ()) -> Groups:
+    """Finds the groups of a network, and checks each of them.
 
     Args:
-        network: traced, not changed.
+        network: traced in evaluation and in training mode; not changed.
         example: input [1, C, H, W].
-        protect: names of layers whose groups keep all their channels.
+        protect: layers whose groups keep all their channels, by name or as modules, one or several.
 
     Returns:
-        Groups in order of execution. ``print`` shows what is coupled to what.
+        Groups in order of execution. ``print`` shows what is coupled to what, and why a group is kept whole.
 
     Raises:
-        UserError: the network cannot be traced; a protected layer is not in any group.
+        UserError: the network cannot be run, copied or cut; a protected layer does not exist.
     """
-    coupled = _coupled_channels(network, example)
+    check_network(network)
+    check_example(network, example)
+    shielded = set(protected(network, protect))
     macs = cost.layer_macs(network, example)
-    order = {name: i for i, name in enumerate(macs)}
-    calls = cost.layer_calls(network, example)
-    found = [_group(members, order, calls) for members in coupled]
-    found = sorted((group for group in found if group is not None), key=lambda group: order[group.name])
-    layers = {name: (value, *_sizes(network.get_submodule(name))) for name, value in macs.items()}
-    every = Groups(found, layers)
-    shielded = {every.named(name).name for name in protect}
-    every.groups = [Group(g.name, g.channels, g.members, g.protected or ("as asked" if g.name in shielded else ""))
-                    for g in found]
-    return every
+    layers = {name: (value, *_sizes(network.get_submodule(name))) for name, value in macs.items()
+              if name != cost.OTHERS}
+    found = Groups(found_groups(_traced(network, example[:1]), list(layers)), layers, macs.get(cost.OTHERS, 0))
+    found = verified(network, example, found)
+    _look_at_layers(network, example, found)
+    found.groups = [replace(group, protected="as asked") if not group.protected and shielded & _made_by(group)
+                    else group for group in found]
+    return found
 
 
-def _group(members: list[tuple[str, str, list[list[int]]]], order: dict[str, int],
-           calls: dict[str, int]) -> Group | None:
-    """A group of the trace; None for the network's output, which nothing consumes."""
-    parts = tuple(Member(layer, role, tuple(tuple(i) for i in index)) for layer, role, index in members
-                  if role in ROLES)
-    producers = [part.layer for part in parts if part.role == "producer"]
-    blocked = [f"{layer} is {role}" for layer, role, _ in members if role not in ROLES]
-    blocked += [f"{part.layer} takes only some of the channels" for part in parts
-                if part.role != "norm" and len({len(own) for own in part.index}) > 1]
-    blocked += [f"{part.layer} is called {calls[part.layer]} times" for part in parts if calls.get(part.layer, 1) > 1]
-    if not producers or not (blocked or any(part.role == "consumer" for part in parts)):
-        return None
-    if blocked:  # nothing of it is ever cut; its other members may not even have a regular index
-        parts = tuple(part for part in parts if part.role == "producer" and len({len(own) for own in part.index}) == 1)
-    channels = len(members[0][2])
-    return Group(min(producers, key=order.__getitem__), channels, parts, "; ".join(blocked))
+def _traced(network: nn.Module, example: Tensor) -> Trace:
+    """The trace of both modes; a network that cannot be trained on two random images is traced in one."""
+    network = copy.deepcopy(network)
+    trace = Trace(network.eval())
+    trace.run(example)
+    network.train()
+    try:
+        trace.run(torch.cat([example, torch.rand_like(example)]))
+    except Exception:  # whatever the user's forward may raise: nothing else than the network itself decides
+        pass
+    return trace
+
+
+def _made_by(group: Group) -> set[str]:
+    return {member.layer for member in group.with_role("producer", "depthwise")}
 
 
 def _sizes(layer: nn.Module) -> tuple[int, int]:
@@ -72,138 +76,63 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
     return layer.out_channels, layer.in_channels
 
 
-def _coupled_channels(network: nn.Module, example: Tensor) -> list[tuple[tuple[str, str, list[list[int]]], ...]]:
-    """The dependency graph's groups as plain data.
-
-    Args:
-        network: traced on a copy.
-        example: input [1, C, H, W].
-
-    Returns:
-        For every group a list of (layer, role, index): role is ``producer``, ``depthwise``, ``norm`` or ``consumer``,
-        or a sentence that says why the layer's channels cannot be removed; index [channels][multiplicity].
-
-    Raises:
-        UserError: the network cannot be traced.
-    """
-    network = copy.deepcopy(network).eval()
-    graph = _graph(network, example)
-    names = {part: name for name, part in (*network.named_modules(), *network.named_parameters())}
-    return [_members(group, names) for group in graph.get_all_groups(root_module_types=[nn.Conv2d, nn.Linear])]
+@torch.no_grad()
+def _look_at_layers(network: nn.Module, example: Tensor, found: Groups) -> None:
+    """Sees which layers their patches describe, and that the inputs of consumers are in order: image by image."""
+    names = [name for name in found.layers if any(m.layer == name for group in found for m in group.members)]
+    random = torch.Generator().manual_seed(1)
+    x, other = (torch.randn(IMAGES, *example.shape[1:], generator=random).to(example.device) for _ in range(2))
+    inputs = _seen(network, x, names, found.opaque)
+    changed = _seen(network, torch.cat([x[:1], other[1:]]), names, {})
+    for i, group in enumerate(found.groups):
+        for member in group.with_role("consumer") if not group.protected else ():
+            one, two = inputs[member.layer], changed[member.layer]
+            mine = len(one) // IMAGES
+            if len(one) % IMAGES or not torch.allclose(one[:mine], two[:mine], rtol=1e-3, atol=1e-4):
+                found.groups[i] = replace(group, protected=f"{member.layer} {OUT_OF_ORDER}")
 
 
-def _graph(network: nn.Module, example: Tensor) -> tp.DependencyGraph:
-    frozen = [parameter for parameter in network.parameters() if not parameter.requires_grad]
+def _seen(network: nn.Module, x: Tensor, names: list[str], opaque: dict[str, str]) -> dict[str, Tensor]:
+    """Inputs of layers; those that their patches do not describe are put into ``opaque``."""
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], out: Tensor) -> None:
+        found[name] = inputs[0].clone()
+        if why := reproduces(layer, inputs[0], out):
+            opaque[name] = why
+
+    hooks = [network.get_submodule(name).register_forward_hook(
+        lambda layer, inputs, out, name=name: look(name, layer, inputs, out)) for name in names]
     try:
-        for parameter in frozen:  # the trace follows gradients
-            parameter.requires_grad_(True)
-        with torch.enable_grad():
-            return tp.DependencyGraph().build_dependency(network, example_inputs=example)
-    except Exception as problem:  # torch-pruning raises bare errors of many kinds for what it cannot trace
-        raise UserError(f"{type(network).__name__} cannot be traced with an input of shape {list(example.shape)} "
-                        f"({type(problem).__name__}: {problem}); check the input's shape, or write the operation as "
-                        "a module") from problem
+        with cost.evaluation(network):
+            network(x)
     finally:
-        for parameter in frozen:
-            parameter.requires_grad_(False)
+        for handle in hooks:
+            handle.remove()
+    return found
 
 
-def _members(group, names: dict[nn.Module | nn.Parameter, str]) -> list[tuple[str, str, list[list[int]]]]:
-    """Merges the trace's items per (layer, role); elementwise operations have no weights and are left out."""
-    channels = len(group[0].idxs)
-    merged: dict[tuple[str, str], list[list[int]]] = {}
-    for item in group.items:
-        module = item.dep.target.module
-        name = names.get(module)
-        if name is None or isinstance(module, nn.Module) and not any(True for _ in module.parameters(recurse=False)):
-            continue
-        role = _role(module, item.dep.handler.__name__)
-        index = merged.setdefault((name, role), [[] for _ in range(channels)])
-        for own, root in zip(item.idxs, item.root_idxs):
-            if int(own) not in index[int(root)]:
-                index[int(root)].append(int(own))
-    return [(layer, role, index) for (layer, role), index in merged.items()]
-
-
-def _role(module: nn.Module | nn.Parameter, handler: str) -> str:
-    if isinstance(module, nn.Parameter):
-        return "a bare parameter"
-    if isinstance(module, nn.Conv2d) and module.groups > 1:
-        return "depthwise" if module.groups == module.in_channels == module.out_channels else \
-            f"a grouped convolution with {module.groups} groups"
-    if isinstance(module, (nn.Conv2d, nn.Linear)):
-        return "consumer" if handler == "prune_in_channels" else "producer"
-    return "norm" if isinstance(module, NORMS) else f"a {type(module).__name__}"
-
-
-def remove(network: nn.Module, example: Tensor, plan) -> nn.Module:
+def remove(network: nn.Module, groups: Groups, plan) -> nn.Module:
     """A physically pruned copy of ``network``.
 
     Args:
         network: the dense network; untouched.
-        example: input [1, C, H, W].
+        groups: of the network.
         plan: a :class:`PruningPlan`.
 
     Returns:
-        The smaller network, in evaluation mode.
-    """
-    removed = {group.name: sorted(set(range(group.channels)) - set(group.kept)) for group in plan.groups}
-    return remove_filters(network, example, removed)
-
-
-def remove_filters(network: nn.Module, example: Tensor, removed: dict[str, Sequence[int]]) -> nn.Module:
-    """Removes output channels of layers, and what is coupled to them, from a copy of ``network``.
-
-    Args:
-        network: untouched.
-        example: input [1, C, H, W].
-        removed: layer name -> filter indices.
+        The smaller network, in evaluation mode; frozen parameters stay frozen, tied ones tied.
 
     Raises:
-        UserError: a layer does not exist, an index is out of range, or a layer would lose all its filters.
+        UserError: the plan is for another network.
     """
-    pruned = copy.deepcopy(network).eval()
-    graph = _graph(pruned, example)
-    layers = dict(pruned.named_modules())
-    for name, filters in _once(network, example, removed).items():
-        layer = layers.get(name)
-        if not isinstance(layer, (nn.Conv2d, nn.Linear)):
-            raise UserError(f"plan: '{name}' is not a convolution or linear layer of {type(network).__name__}; the "
-                            "plan is for another network")
-        outputs = layer.weight.shape[0]
-        if filters and not 0 <= min(filters) <= max(filters) < outputs or len(set(filters)) >= outputs:
-            raise UserError(f"plan: '{name}' has {outputs} filters; indices must be within 0 to {outputs - 1} and at "
-                            f"least one must stay; seen: {len(set(filters))} indices, largest {max(filters)}")
-        if filters:
-            depthwise = isinstance(layer, nn.Conv2d) and layer.groups == layer.in_channels > 1
-            handler = tp.prune_depthwise_conv_out_channels if depthwise else _handler(layer)
-            graph.get_pruning_group(layer, handler, idxs=sorted(set(filters))).prune()
-    for parameter in pruned.parameters():
-        parameter.grad = None
-    return pruned
+    plan.check(groups)
+    return sliced(network, groups, plan.kept)
 
 
-def _once(network: nn.Module, example: Tensor, removed: dict[str, Sequence[int]]) -> dict[str, list[int]]:
-    """Filters to remove, coupled layers merged under the first that is named: the others lose theirs with it."""
-    if len(removed) < 2:
-        return {name: list(filters) for name, filters in removed.items()}
-    owner = {member.layer: (g, {own[0]: channel for channel, own in enumerate(member.index)}, member)
-             for g, group in enumerate(groups(network, example))
-             for member in group.with_role("producer", "depthwise")}
-    first: dict[int, str] = {}
-    merged: dict[str, list[int]] = {}
-    for name, filters in removed.items():
-        if name not in owner or not set(filters) <= owner[name][1].keys():
-            merged[name] = list(filters)
-            continue
-        g, channel_of, _ = owner[name]
-        root = first.setdefault(g, name)
-        merged.setdefault(root, []).extend(owner[root][2].of([channel_of[own] for own in filters]))
-    return merged
-
-
-def _handler(layer: nn.Module):
-    return tp.prune_linear_out_channels if isinstance(layer, nn.Linear) else tp.prune_conv_out_channels
+def sliced(network: nn.Module, groups: Groups, kept: Sequence[Sequence[int]]) -> nn.Module:
+    """A copy of ``network`` in which every group keeps the channels ``kept[g]`` (sorted)."""
+    return checkpoint.fit(copy.deepcopy(network), groups.sliced(network.state_dict(), kept), type(network).__name__)
 
 
 class PhysicalPruner:
@@ -228,6 +157,45 @@ class PhysicalPruner:
             A physically smaller copy of the model.
 
         Raises:
-            UserError: an unknown layer, an index out of range, or a layer that would lose all its filters.
+            UserError: an unknown layer, an index out of range, a layer that would lose all its filters, or filters
+                of a group that is kept whole (the message says why).
         """
-        return remove_filters(self.model, self.example_input, pruning_plan)
+        every = groups(self.model, self.example_input)
+        gone: dict[str, set[int]] = {group.name: set() for group in every}
+        for name, filters in pruning_plan.items():
+            _check_filters(self.model, name, filters)
+            for group, channels in _channels_of(every, name, filters):
+                gone[group.name] |= channels
+        for group in every:
+            if len(gone[group.name]) == group.channels:
+                raise UserError(f"plan: group '{group.name}' would lose all its {group.channels} channels; at least "
+                                "one must stay")
+        return sliced(self.model, every, [sorted(set(range(g.channels)) - gone[g.name]) for g in every])
+
+
+def _check_filters(network: nn.Module, name: str, filters: Sequence[int]) -> None:
+    layer = dict(network.named_modules()).get(name)
+    if not isinstance(layer, LAYERS):
+        raise UserError(f"plan: '{name}' is not a convolution or linear layer of {type(network).__name__}; the plan is "
+                        "for another network")
+    outputs = _sizes(layer)[0]
+    if len(filters) and (not 0 <= min(filters) <= max(filters) < outputs or len(set(filters)) >= outputs):
+        raise UserError(f"plan: '{name}' has {outputs} filters; indices must be within 0 to {outputs - 1} and at "
+                        f"least one must stay; seen: {len(set(filters))} indices, largest {max(filters)}")
+
+
+def _channels_of(every: Groups, name: str, filters: Sequence[int]) -> list[tuple[Group, set[int]]]:
+    """The channels, by group, that the filters of a layer are."""
+    left, found = set(filters), []
+    for group in every:
+        for member in group.with_role("producer", "depthwise"):
+            channels = {c for c, own in enumerate(member.index) if left & set(own)} if member.layer == name else set()
+            if channels and group.protected:
+                raise UserError(f"plan: '{name}' cannot lose filters: its group is kept whole ({group.protected})")
+            if channels:
+                found.append((group, channels))
+                left -= set(member.of(sorted(channels)))
+    if left:
+        raise UserError(f"plan: '{name}' cannot lose filters {sorted(left)[:8]}: no layer takes them (the network "
+                        "returns them), or they are coupled to what stays; see print(groups(model, example))")
+    return found

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar import checkpoint
-from hobs_rspar.cost import COUNTED
+from hobs_rspar.cost import LAYERS, TRANSPOSED
 from hobs_rspar.coupling import Groups
 from hobs_rspar.hardware.latency_table import LatencyTable, Layer, Whole
 from hobs_rspar.hardware.timing import clock_for, example, prepared
@@ -39,21 +39,22 @@ def measure_table(network: nn.Module, groups: Groups, image: Tensor, batch_size:
     for name, (layer, shape, positions) in _calls(network, image).items():
         key = (repr(layer), shape)
         if key not in known:
-            known[key] = _measure_layer(layer, (batch_size, *shape), positions * batch_size, image.device, rounds)
+            batch = (batch_size * shape[0], *shape[1:])
+            known[key] = _measure_layer(layer, batch, positions * batch_size, image.device, rounds)
         layers[name] = known[key]
     return LatencyTable(layers, batch_size, platform, _wholes(network, groups, image, batch_size, rounds))
 
 
 def _calls(network: nn.Module, image: Tensor) -> dict[str, tuple[nn.Module, tuple[int, ...], int]]:
-    """Layer name -> (layer, shape of its input without the batch, positions of its output), in order of execution."""
+    """Layer name -> (layer, shape of its input for one image, positions of its output), in order of execution."""
     seen: dict[str, tuple[nn.Module, tuple[int, ...], int]] = {}
 
     def hook(name: str):
         return lambda layer, inputs, output: seen.setdefault(
-            name, (layer, tuple(inputs[0].shape[1:]), output[0, 0].numel())) and None
+            name, (layer, tuple(inputs[0].shape), output.numel() // _channels(layer)[1])) and None
 
     hooks = [layer.register_forward_hook(hook(name)) for name, layer in network.named_modules()
-             if isinstance(layer, COUNTED)]
+             if isinstance(layer, LAYERS)]
     try:
         with torch.inference_mode():
             network(image)
@@ -63,16 +64,26 @@ def _calls(network: nn.Module, image: Tensor) -> dict[str, tuple[nn.Module, tupl
     return seen
 
 
+def _channels(layer: nn.Module) -> tuple[int, int]:
+    """Inputs and outputs of a layer."""
+    if isinstance(layer, nn.Linear):
+        return layer.in_features, layer.out_features
+    return layer.in_channels, layer.out_channels
+
+
 def _measure_layer(layer: nn.Module, shape: tuple[int, ...], elements: int, device: torch.device, rounds: int) -> Layer:
-    groups, outs = getattr(layer, "groups", 1), layer.weight.shape[0]
-    ins = layer.weight.shape[1] * groups
-    if groups > 1:  # whole groups go, so the input follows the output
-        widths = _widths(ins, ins // groups)
+    groups, (ins, outs) = getattr(layer, "groups", 1), _channels(layer)
+    if _depthwise(layer):  # the output follows the input
+        widths = _widths(ins, 1)
         row = tuple(_time(layer, width, width * outs // ins, shape, device, rounds) for width in widths)
         return Layer((ins,), tuple(width * outs // ins for width in widths), (row,), elements)
-    inputs, outputs = _widths(ins, 1), _widths(outs, 1)
+    inputs, outputs = _widths(ins, groups), _widths(outs, groups)
     rows = tuple(tuple(_time(layer, width, out, shape, device, rounds) for out in outputs) for width in inputs)
     return Layer(inputs, outputs, rows, elements)
+
+
+def _depthwise(layer: nn.Module) -> bool:
+    return not isinstance(layer, nn.Linear) and layer.groups == layer.in_channels > 1
 
 
 def _widths(channels: int, multiple: int) -> tuple[int, ...]:
@@ -82,20 +93,23 @@ def _widths(channels: int, multiple: int) -> tuple[int, ...]:
 
 
 def _time(layer: nn.Module, ins: int, outs: int, shape: tuple[int, ...], device: torch.device, rounds: int) -> float:
-    """Median ms of ``layer`` with other widths; its input is ``shape`` [batch, channels, ...] likewise."""
+    """Median ms of ``layer`` with other widths; its input is ``shape`` likewise."""
     resized = prepared(_resized(layer, ins, outs), device)
-    x, clock = example((shape[0], ins, *shape[2:]), device), clock_for(device)
+    wanted = (*shape[:-1], ins) if isinstance(layer, nn.Linear) else (shape[0], ins, *shape[2:])
+    x, clock = example(wanted, device), clock_for(device)
     with torch.inference_mode():
         clock.lap(lambda: resized(x), WARMUP)
         return _rounded(np.median(clock.lap(lambda: resized(x), rounds)))
 
 
 def _resized(layer: nn.Module, ins: int, outs: int) -> nn.Module:
-    bias = layer.bias is not None
-    if isinstance(layer, nn.Linear):
+    """A layer of the same kind with other widths; the groups of a grouped convolution stay."""
+    bias, kind = layer.bias is not None, next(kind for kind in LAYERS if isinstance(layer, kind))
+    if kind is nn.Linear:
         return nn.Linear(ins, outs, bias)
-    groups = layer.groups if layer.groups == 1 else ins // layer.weight.shape[1]
-    return nn.Conv2d(ins, outs, layer.kernel_size, layer.stride, layer.padding, layer.dilation, groups, bias)
+    more = {"output_padding": layer.output_padding} if isinstance(layer, TRANSPOSED) else {}
+    return kind(ins, outs, layer.kernel_size, layer.stride, layer.padding, dilation=layer.dilation,
+                groups=ins if _depthwise(layer) else layer.groups, bias=bias, padding_mode=layer.padding_mode, **more)
 
 
 def _wholes(network: nn.Module, groups: Groups, image: Tensor, batch_size: int, rounds: int) -> tuple[Whole, ...]:
