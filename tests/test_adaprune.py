@@ -103,7 +103,7 @@ def test_published_function():
     pruned = hobs_rspar.adaprune_prune(model, loader, pruning_ratio=0.5, direction="output", group=4)
     assert_same(snapshot(model), before)
     kept = {name: (layer.weight != 0).double().mean().item() for name, layer in pruned.named_modules()
-            if isinstance(layer, cost.COUNTED)}
+            if isinstance(layer, cost.LAYERS)}
     macs = cost.layer_macs(model, torch.zeros(1, 2, 9, 9))
     assert sum(macs[name] * kept[name] for name in macs) == pytest.approx(0.5 * sum(macs.values()), rel=0.01)
     assert cost.count(pruned, torch.zeros(1, 2, 9, 9)) == cost.count(model, torch.zeros(1, 2, 9, 9))
@@ -119,3 +119,34 @@ def test_bad_arguments(arguments, message):
     loader = DataLoader(TensorDataset(torch.randn(8, 2, 9, 9), torch.randint(4, (8,))), batch_size=4)
     with pytest.raises(UserError, match=message):
         hobs_rspar.adaprune_prune(Mixed(), loader, **arguments)
+
+
+class Upwards(nn.Module):
+    """A transposed convolution, whose weight has its inputs first, and products of activations, which have none."""
+
+    def __init__(self):
+        super().__init__()
+        self.up, self.out = nn.ConvTranspose2d(4, 8, 2, 2, bias=False), nn.Linear(8, 4, bias=False)
+
+    def forward(self, x):
+        y = self.up(x).flatten(2)
+        return self.out((y @ y.mT @ y).mean(2))
+
+
+@pytest.mark.parametrize("direction,axis", [("input", 0), ("output", 1)])
+def test_groups_of_a_transposed_convolution_lie_along_its_own_axes(direction, axis):
+    network, example = Upwards(), torch.randn(1, 4, 3, 3)
+    masks = adaprune.masks(network, example, 0.5, direction, group=4)
+    assert set(masks) == {"up", "out"} and adaprune.kept_macs(network, example, masks) == pytest.approx(0.5, rel=0.02)
+    found = torch.cat(counts(masks["up"], axis, 4))
+    assert found.min() >= 1 and found.max() - found.min() <= 1
+    copied = hobs_rspar.adaprune_prune(network, [(example.repeat(2, 1, 1, 1), torch.tensor([0, 1]))], 0.5, group=4)
+    assert (copied.up.weight == 0).any() and (network.up.weight != 0).all()
+
+
+def test_only_what_can_be_copied_and_run_is_masked():
+    loader = [(torch.randn(2, 3, 9, 9), torch.tensor([0, 1]))]
+    with pytest.raises(UserError, match="'stem' takes 2 channels"):
+        hobs_rspar.adaprune_prune(Mixed(), loader)
+    with pytest.raises(UserError, match=r"'stem.weight' is bfloat16, .* give model.float\(\)"):
+        hobs_rspar.adaprune_prune(Mixed().bfloat16(), loader)

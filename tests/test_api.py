@@ -1,6 +1,7 @@
 """The public API: names, signatures and defaults as published, and the one call."""
 
 import copy
+import functools
 import inspect
 import subprocess
 import sys
@@ -27,10 +28,14 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import hobs_rspar
-from hobs_rspar import cost
+from hobs_rspar import cost, progress
+from hobs_rspar.compression import OnDemand
 from hobs_rspar.config import available_methods
+from hobs_rspar.curvature import statistics
 from hobs_rspar.errors import UserError
+from hobs_rspar.hardware import metrics
 from hobs_rspar.plan import PruningPlan
+from hobs_rspar.progress import Phases
 
 SRC = Path(hobs_rspar.__file__).parents[1]
 REQUIRED = inspect.Parameter.empty
@@ -202,10 +207,15 @@ def test_compress_networks_with_other_shapes(kind):
     ({"macs": 0.01}, "budget 0.01x MACs cannot be met: with every group at its floor"),
     ({"method": "l3"}, "method 'l3' is not known. Did you mean 'l1'"),
     ({"method": "l1", "power": 2}, "methods.l1.power"),
-    ({"protect": ["stm"]}, "no group 'stm'. Did you mean 'stem'"),
+    ({"macs": "half"}, r"must be within \(0, 1\]; seen: 'half'"), ({"macs": float("nan")}, "seen: nan"),
+    ({"protect": ["stm"]}, "protect: 'stm' is not a layer of Stream. Did you mean 'stem'"),
+    ({"sample": 1}, "sample is the number of images .* 2 or more; seen: 1"), ({"seed": "a"}, "seed must be a whole"),
+    ({"method": None}, "method is the name of one, .* seen: None"),
     ({"loader": []}, "the dataloader is empty"),
     ({"loader": [(IMAGES[:1], torch.zeros(1))]}, "the loader has 1 images; at least"),
-    ({"loader": [(torch.zeros(4, 3, 9, 9), torch.zeros(4))]}, "input of shape"),
+    ({"loader": [(torch.zeros(4, 3, 9, 9), torch.zeros(4))]}, r"input shape \(1, 3, 9, 9\) .* 'stem' takes 2 channels"),
+    ({"loader": [(torch.zeros(4, 2, 9, 9), torch.arange(4) + 1)]}, "a label is 4, and the network has 4 outputs"),
+    ({"model": nn.Sequential(seeded(Stream), nn.Softmax(1))}, "the output must be logits .*; it is probabilities"),
 ])
 def test_compress_refuses(stream, changes, words):
     network, loader = stream
@@ -213,6 +223,76 @@ def test_compress_refuses(stream, changes, words):
     with pytest.raises(UserError, match=words):
         hobs_rspar.compress(**{"model": network, "loader": loader, "macs": 0.5} | changes)
     assert_same(before, snapshot(network))
+
+
+@pytest.mark.parametrize(("method", "paid"), [
+    ("l1", set()), ("fpgm", set()), ("l1_repair", set()), ("taylor_oneshot", {"gate_statistics"}),
+    ("hobs_uniform", {"factors", "eliminations"}),
+])
+def test_a_method_pays_only_for_what_it_uses(stream, monkeypatch, method, paid):
+    seen = set()
+
+    def watched(name: str, real):
+        return lambda *arguments: seen.add(name) or real(*arguments)
+
+    for name in ("collect", "gate_statistics", "factors", "eliminations"):
+        monkeypatch.setattr(statistics, name, watched(name, getattr(statistics, name)))
+    report = hobs_rspar.compress(*stream, macs=0.5, method=method)[2]
+    assert seen == paid
+    assert ("sensitivity" in report["seconds"]) == bool(paid)
+
+
+def test_statistics_are_computed_once_with_their_kin():
+    calls = []
+
+    def pair() -> dict:
+        calls.append(1)
+        return {"a": torch.ones(1), "b": torch.zeros(1)}
+
+    found = OnDemand(dict.fromkeys(("a", "b"), functools.cache(pair)))
+    assert set(found) == {"a", "b"} and len(found) == 2 and not calls
+    assert found["a"] == 1 and found["b"] == 0 and len(calls) == 1
+    with pytest.raises(KeyError):
+        found["c"]
+
+
+def test_compress_takes_a_bounded_sample_and_reports_what_it_took(stream):
+    network, loader = stream
+    report = hobs_rspar.compress(network, loader, macs=0.5, method="l1", sample=101, progress=False)[2]
+    assert report["images"] == {"calibration": 50, "validation": 51} and report["left_alone"] == {}
+    assert set(report["seconds"]) == set(report["peak_memory"]) == {"images", "trace", "search", "repair"}
+    assert all(seconds > 0 for seconds in report["seconds"].values())
+    peaks = [report["peak_memory"][phase] for phase in ("images", "trace", "search", "repair")]
+    assert peaks == sorted(peaks) and peaks[0] > 2**24
+
+
+def test_a_loader_of_few_classes_is_told(stream):
+    network, data = stream[0], images(64)
+    one = torch.zeros_like(data.labels)
+    with pytest.warns(UserWarning, match="the 64 images that were taken from the loader show 1 of the network's 4 cl"):
+        hobs_rspar.compress(network, [(data.normalised(data.pixels), one)], macs=0.5, method="l1")
+
+
+def test_what_a_phase_takes_is_its_own(monkeypatch):
+    now = iter([0, 10, 13, 20, 24, 99])
+    monkeypatch.setattr("time.perf_counter", lambda: next(now))
+    phases = Phases("call", ["search", "sensitivity"])
+    with phases.phase("search"):  # from 0 to 20
+        with phases.phase("sensitivity"):  # from 10 to 13
+            pass
+    with phases.phase("search"):  # from 24 to 99
+        pass
+    assert phases.seconds == {"search": 10 + 7 + 75, "sensitivity": 3}
+
+
+def test_bars_are_shown_only_where_they_are_wanted():
+    with progress.showing(False):
+        assert progress.bar(range(2), "x").disable
+        with progress.showing(True):  # the outer call's wish holds
+            assert progress.bar(range(2), "x").disable
+        with progress.image_bar("x", 2) as advance:
+            advance(1)
+    assert list(progress.bar(range(2), "x")) == [0, 1]
 
 
 def test_compress_restores_the_training_mode(stream):
@@ -264,22 +344,20 @@ class Halved(nn.Module):
 
 
 class Blocked(nn.Module):
-    """A grouped convolution, a bare parameter and a PReLU keep their groups whole; one group can be pruned."""
+    """A layer that is called twice and sizes written as numbers keep their groups whole; one group can be pruned."""
 
     def __init__(self):
         super().__init__()
-        self.first, self.grouped = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, groups=2)
-        self.scaled, self.scale = nn.Conv2d(8, 6, 1), nn.Parameter(torch.ones(6, 1, 1))
-        self.curve, self.prelu = nn.Conv2d(6, 4, 1), nn.PReLU(4)
+        self.first, self.again = nn.Conv2d(2, 8, 3), nn.Conv2d(8, 8, 3, padding=1)
+        self.curve = nn.Conv2d(8, 4, 1)
         self.free, self.out = nn.Conv2d(4, 96, 3), nn.Linear(96, 4)
 
     def forward(self, x):
-        y = F.relu(self.grouped(F.relu(self.first(x))))
-        y = self.prelu(self.curve(F.relu(self.scaled(y)) * self.scale))
+        y = F.relu(self.again(F.relu(self.again(F.relu(self.first(x))))))
+        y = F.relu(self.curve(y)).reshape(-1, 4 * 49).reshape(-1, 4, 7, 7)
         return self.out(F.relu(self.free(y)).mean((2, 3)))
 
 
-@pytest.mark.filterwarnings("ignore:Unwrapped parameters")
 @pytest.mark.parametrize("method", ["l1", "depgraph_seed", "taylor_oneshot", "hobs_rspar"])
 @pytest.mark.parametrize("kind", [Halved, Blocked])
 def test_compress_networks_with_groups_that_stay_whole(kind, method):
@@ -387,6 +465,63 @@ def test_published_returns(stream):
     assert isinstance(action, tuple) and len(action) == 2
     assert hobs_rspar.SystemMetrics.count_parameters(network) == cost.count(network, IMAGES[:1]).params
     assert hobs_rspar.SystemMetrics.count_flops(network, (1, 2, 9, 9)) == cost.count(network, IMAGES[:1]).macs
+
+
+# --- measurement
+
+class Tray(nn.Module):
+    """Works in the default layout only, and remembers the layouts it was called in."""
+
+    def __init__(self):
+        super().__init__()
+        self.bake, self.serve, self.strict = nn.Conv2d(3, 8, 3, 2, 1), nn.Linear(8 * 256, 10), True
+        self.layouts = []
+
+    def forward(self, x):
+        y = F.relu(self.bake(x))
+        self.layouts.append(y.is_contiguous(memory_format=torch.channels_last))
+        return self.serve(y.view(y.size(0), -1) if self.strict else y.flatten(1))
+
+
+def test_metrics_of_a_network_that_needs_contiguous_tensors():
+    network = Tray()
+    assert hobs_rspar.SystemMetrics.count_flops(network, (1, 3, 32, 32)) == 75776  # 8 x 27 x 256 + 20,480
+    assert hobs_rspar.SystemMetrics.measure_latency(network, (1, 3, 32, 32), 2)[0] > 0
+    assert hobs_rspar.SystemMetrics.measure_throughput(network, 2, (3, 32, 32), 2) > 0
+
+
+@pytest.mark.parametrize("strict", [True, False])
+def test_metrics_measure_in_channels_last_where_the_network_runs_in_it(strict):
+    network = Tray()
+    network.strict = strict
+    ready, x = metrics._fitted(network, (2, 3, 32, 32))
+    ready.layouts.clear()
+    ready(x)
+    assert ready.layouts == [not strict] and network.bake.weight.is_contiguous()
+
+
+def test_parameters_are_counted_of_networks_with_shapes_only():
+    assert hobs_rspar.SystemMetrics.count_parameters(nn.Linear(3, 4, device="meta")) == 16
+    with pytest.raises(UserError, match="'weight' has no shape yet"):
+        hobs_rspar.SystemMetrics.count_parameters(nn.LazyLinear(3))
+    with pytest.raises(UserError, match="Tray is a class: give an instance"):
+        hobs_rspar.SystemMetrics.count_parameters(Tray)
+
+
+def test_metrics_of_a_network_in_half_precision():
+    assert hobs_rspar.SystemMetrics.count_flops(Tray().bfloat16(), (1, 3, 32, 32)) == 75776
+    assert hobs_rspar.SystemMetrics.measure_latency(Tray().bfloat16(), (1, 3, 32, 32), 1)[0] > 0
+
+
+@pytest.mark.parametrize(("network", "shape", "words"), [
+    (Tray(), (1, 1, 32, 32), "does not fit Tray: 'bake' takes 3 channels"), (Tray(), 32, "input shape 32: every entry"),
+    (Tray(), (), "every entry must be a positive"), (Tray, (1, 3, 32, 32), "Tray is a class: give an instance"),
+    (nn.Sequential(nn.Conv2d(3, 4, 1), nn.Unflatten(1, (3, 2))), (1, 3, 8, 8), "does not run in '1', on an input"),
+])
+def test_metrics_say_the_real_cause(network, shape, words):
+    for measure in (hobs_rspar.SystemMetrics.count_flops, hobs_rspar.SystemMetrics.measure_latency):
+        with pytest.raises(UserError, match=words):
+            measure(network, shape)
 
 
 # --- groups

@@ -14,11 +14,12 @@ of a study and not in its tables; ``benchmarks/masked.py`` gives it a table of i
 from __future__ import annotations
 
 import copy
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
-from hobs_rspar import cost
+from hobs_rspar import admission, cost
 from hobs_rspar.errors import UserError
 from hobs_rspar.loaders import from_loader
 
@@ -35,7 +36,7 @@ def adaprune_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, *, 
 
     Args:
         model: PyTorch model to prune; untouched.
-        dataloader: yields (images, labels); only the images' size is used.
+        dataloader: yields (images, labels); only the images' size is used, of one batch.
         pruning_ratio: fraction of MACs to remove, in [0, 1): those of weights that become zero.
         direction: ``input`` or ``output``, the channels that a fetch reads.
         group: weights that are fetched together.
@@ -44,11 +45,15 @@ def adaprune_prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, *, 
         The model with zeros; its layers have the shapes that they had, so a dense kernel is not faster.
 
     Raises:
-        UserError: an argument is out of range, or one weight in every group is more than may be kept.
+        UserError: an argument is out of range, one weight in every group is more than may be kept, or the model cannot
+            be copied, run or masked.
     """
+    _check(1 - pruning_ratio if isinstance(pruning_ratio, Real) else pruning_ratio, direction, group)
+    admission.check_network(model)
     images, _ = from_loader(dataloader, batches=1)
     pruned = copy.deepcopy(model)
     example = images.normalised(images.pixels[:1]).to(next(pruned.parameters()).device)
+    admission.check_example(pruned, example)
     hold(pruned, masks(pruned, example, 1 - pruning_ratio, direction, group))
     return pruned
 
@@ -59,19 +64,16 @@ def masks(network: nn.Module, example: Tensor, kept: float, direction: str = "in
     Args:
         network: trained; untouched.
         example: input [1, C, H, W] on the network's device.
-        kept: fraction of the network's MACs.
+        kept: fraction of these layers' MACs.
         direction: see :func:`adaprune_prune`, as ``group``.
 
     Raises:
         UserError: as :func:`adaprune_prune`.
     """
-    if direction not in AXES:
-        raise UserError(f"direction is '{direction}'; allowed: {', '.join(AXES)}")
-    if group < 2 or not 0 < kept <= 1:
-        raise UserError(f"group must be 2 or more and the kept fraction of MACs within (0, 1]; seen: {group}, {kept}")
-    macs = cost.layer_macs(network, example)
-    layers = [_Layer(network.get_submodule(name).weight.detach().cpu(), AXES[direction], group, count)
-              for name, count in macs.items()]
+    _check(kept, direction, group)
+    macs = _weight_macs(network, example)
+    layers = [_Layer(layer.weight.detach().cpu(), _axis(layer, direction), group, count)
+              for layer, count in ((network.get_submodule(name), count) for name, count in macs.items())]
     budget = kept * sum(macs.values())
     base = max((stay for stay in range(1, group + 1) if _macs(layers, stay) <= budget), default=1)
     left = budget - _macs(layers, base)
@@ -91,9 +93,26 @@ def hold(network: nn.Module, masks: Masks) -> None:
 
 
 def kept_macs(network: nn.Module, example: Tensor, masks: Masks) -> float:
-    """Fraction of the MACs whose weights stay."""
-    macs = cost.layer_macs(network, example)
+    """Fraction of the layers' MACs whose weights stay."""
+    macs = _weight_macs(network, example)
     return sum(count * masks[name].double().mean().item() for name, count in macs.items()) / sum(macs.values())
+
+
+def _check(kept: float, direction: str, group: int) -> None:
+    if direction not in AXES:
+        raise UserError(f"direction is '{direction}'; allowed: {', '.join(AXES)}")
+    if not isinstance(group, Integral) or group < 2 or not isinstance(kept, Real) or not 0 < kept <= 1:
+        raise UserError(f"group must be 2 or more and the kept fraction of MACs within (0, 1]; seen: {group}, {kept}")
+
+
+def _weight_macs(network: nn.Module, example: Tensor) -> dict[str, int]:
+    """MACs of every layer; products of activations have no weights that could be zero."""
+    return {name: macs for name, macs in cost.layer_macs(network, example).items() if name != cost.OTHERS}
+
+
+def _axis(layer: nn.Module, direction: str) -> int:
+    """The axis of a layer's weight; transposed convolutions have their inputs first."""
+    return 1 - AXES[direction] if isinstance(layer, cost.TRANSPOSED) else AXES[direction]
 
 
 class _Layer:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Callable
+from numbers import Real
 
 from torch import nn
 
@@ -20,7 +21,7 @@ ARGUMENTS = """
         model: PyTorch model to prune; untouched.
         dataloader: yields (images, labels).
         pruning_ratio: fraction of MACs to remove, in [0, 1).
-        **kwargs: ``protect``, ``seed``, and the method's options.
+        **kwargs: ``protect``, ``seed``, ``sample``, ``progress``, and the method's options.
 
     Returns:
         The pruned model.
@@ -35,9 +36,9 @@ def unpruned(model: nn.Module, dataloader=None, pruning_ratio: float = 0.0, **kw
 def _function(method: str) -> Callable[..., nn.Module]:
     """The published function of a method; its docstring begins as the method's does."""
     def prune(model: nn.Module, dataloader, pruning_ratio: float = 0.5, **kwargs) -> nn.Module:
-        if not 0 <= pruning_ratio < 1:
+        if not isinstance(pruning_ratio, Real) or not 0 <= pruning_ratio < 1:
             raise UserError("pruning_ratio is the fraction of MACs to remove and must be within [0, 1); seen: "
-                            f"{pruning_ratio}")
+                            f"{pruning_ratio!r}")
         return compress(model, dataloader, macs=1 - pruning_ratio, method=method, **kwargs)[0]
 
     about = ast.get_docstring(ast.parse((METHODS / f"{method}.py").read_text()))

@@ -3,17 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor, nn
 
+from hobs_rspar import admission, cost
 from hobs_rspar.allocation.space import Space
+from hobs_rspar.batches import check_range
+from hobs_rspar.classifier import check_classifier
 from hobs_rspar.coupling import Groups
+from hobs_rspar.curvature import statistics
 from hobs_rspar.curvature.gates import Gates, fisher_score, gate_gradients
-from hobs_rspar.curvature.hobs import analyse, collect_factors
 from hobs_rspar.data import Images
 from hobs_rspar.errors import UserError
 from hobs_rspar.loaders import from_loader
+from hobs_rspar.memory import batch_size
 from hobs_rspar.surgery import groups
 
 
@@ -45,37 +50,45 @@ class HOBSSensitivityAnalyzer:
         Args:
             dataloader: yields (images [n, C, H, W], labels [n]).
             criterion: only cross entropy, the default, defines the Fisher used here; anything else is refused.
-            num_batches: batches to use.
+            num_batches: batches to use: as many images, drawn at random, of a DataLoader over a map-style data set;
+                the first ones of a stream.
 
         Returns:
             Layer name -> scores [filters], in units of the loss. Coupled layers share their group's scores.
 
         Raises:
-            UserError: another criterion, or an empty dataloader.
+            UserError: another criterion, no network that can be pruned, or a dataloader that yields something else.
         """
         if criterion is not None and not isinstance(criterion, nn.CrossEntropyLoss):
             raise UserError(f"criterion {type(criterion).__name__} is not supported: the Fisher is that of the "
                             "softmax cross entropy; leave criterion out")
+        if not isinstance(num_batches, Integral) or num_batches < 1:
+            raise UserError(f"num_batches is the number of batches to use, 1 or more; seen: {num_batches!r}")
+        admission.check_network(self.model)
         images, batch = from_loader(dataloader, num_batches)
-        generator = torch.Generator().manual_seed(0)
-        training = [module for module in self.model.modules() if module.training]
-        self.model.eval()
-        try:
-            self._groups = groups(self.model, images.normalised(images.pixels[:1]))
-            self._scores = self._score(images, batch, generator)
-        finally:
-            for module in training:  # one by one: a frozen batch norm stays frozen
-                module.training = True
+        images = images.to(next(self.model.parameters()).device)
+        example = images.normalised(images.pixels[:1])
+        check_range(images.labels, check_classifier(self.model, example))
+        with cost.evaluation(self.model):
+            self._groups = groups(self.model, example)
+            statistics.refuse_nothing(self.model, self._groups)
+            batch = batch_size(self.model, example, batch)
+            self._scores = self._score(images, batch, torch.Generator().manual_seed(0))
         return {member.layer: scores for group, scores in zip(self._groups, self._scores)
                 for member in group.with_role("producer", "depthwise")}
 
     def _score(self, images: Images, batch: int, generator: torch.Generator) -> list[Tensor]:
-        if not self.use_kfac:
+        def fisher() -> list[Tensor]:
             gates = Gates(self._groups)
             return gates.split(fisher_score(gate_gradients(self.model, gates, images, batch, generator)))
+
+        if not self.use_kfac:
+            return fisher()
         options = _Options(batch, None, self.damping)
-        factors = collect_factors(self.model, images, options, generator)
-        return analyse(self.model, self._groups, factors, self.damping).scores["hobs"]
+        layers = statistics.consumer_layers(self._groups)
+        factors = statistics.factors(self.model, layers, images, options, generator)
+        scores = statistics.eliminations(self.model, self._groups, factors, self.damping, fisher)["hobs"]
+        return list(scores.split(self._groups.sizes.tolist()))
 
     def get_pruning_plan(self, pruning_ratio: float = 0.5) -> dict[str, list[int]]:
         """Filters to remove so that ``pruning_ratio`` of the MACs go, with uniform widths.
@@ -91,9 +104,9 @@ class HOBSSensitivityAnalyzer:
         """
         if self._groups is None:
             raise UserError("call compute_sensitivity(dataloader) first")
-        if not 0 < pruning_ratio < 1:
+        if not isinstance(pruning_ratio, Real) or not 0 < pruning_ratio < 1:
             raise UserError(f"pruning_ratio is the fraction of MACs to remove and must be within (0, 1); seen: "
-                            f"{pruning_ratio}")
+                            f"{pruning_ratio!r}")
         widths = Space(self._groups, 1 - pruning_ratio).uniform
         return {group.name: sorted(scores.argsort(stable=True)[:group.channels - int(width)].tolist())
                 for group, scores, width in zip(self._groups, self._scores, widths)}

@@ -5,12 +5,13 @@ from __future__ import annotations
 import copy
 import time
 from collections.abc import Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hobs_rspar import cost
+from hobs_rspar import admission, cost
 from hobs_rspar.errors import UserError
 from hobs_rspar.hardware.energy import WINDOW, Energy, Unreadable, find_meter, measure_energy
 from hobs_rspar.hardware.timing import Samples, Schedule, clock_for, example, measure, prepared
@@ -22,8 +23,9 @@ SECONDS = 3.0  # per batch size in measure_all
 class SystemMetrics:
     """What a network costs to run, on the device where its parameters are.
 
-    Every method times a copy in evaluation mode, inference_mode and channels_last, fp32 as the parameters are, with
-    the CPU threads that PyTorch is set to. The network that is passed in stays as it is, training mode included.
+    Every method times a copy in evaluation mode and inference_mode, in the parameters' own type, with the CPU threads
+    that PyTorch is set to; in channels_last where the network runs in it, else (as with ``view`` behind a convolution)
+    in the default layout. The network that is passed in stays as it is, training mode included.
     """
 
     @staticmethod
@@ -64,24 +66,31 @@ class SystemMetrics:
 
     @staticmethod
     def count_parameters(model: nn.Module) -> int:
-        """Number of parameters, trainable or not."""
+        """Number of parameters, trainable or not.
+
+        Raises:
+            UserError: it is no network, or a lazy layer has no shape yet.
+        """
+        admission.check_shapes(model)
         return sum(parameter.numel() for parameter in model.parameters())
 
     @staticmethod
     def count_flops(model: nn.Module, input_shape: Sequence[int] = (1, 3, 224, 224)) -> int:
         """Multiply-accumulates (MACs) of one image: what this project and most of the field call FLOPs.
 
-        Convolutions and linear layers are counted; twice this number is the count of single operations.
+        Counted is what PyTorch's own counter counts; twice this number is the count of single operations.
 
         Args:
             model: the network.
             input_shape: with the batch first; the count is per image whatever the batch.
 
         Raises:
-            UserError: the shape does not fit the network.
+            UserError: the network does not run on the shape, or it is one whose layers cannot be seen.
         """
-        network, x = _fitted(model, input_shape)
-        return cost.count(network, x[:1]).macs
+        admission.check_visible(model)
+        x = _input(model, input_shape)[:1]
+        admission.check_example(model, x)
+        return cost.count(model, x).macs
 
     @staticmethod
     def measure_all(model: nn.Module, batch_size: int = 64, input_shape: Sequence[int] = (3, 224, 224)) -> dict:
@@ -161,19 +170,31 @@ def _times(model: nn.Module, input_shape: Sequence[int], iterations: int) -> tup
 
 
 def _fitted(model: nn.Module, input_shape: Sequence[int]) -> tuple[nn.Module, Tensor]:
-    """A copy of ``model`` ready to be measured and an input that is known to fit it."""
-    if not all(isinstance(edge, int) and edge > 0 for edge in input_shape):
-        raise UserError(f"input shape {tuple(input_shape)}: every entry must be a positive whole number")
-    network, x = prepared(copy.deepcopy(model), _device(model)), example(input_shape, _device(model))
+    """A copy of ``model`` ready to be measured and an input that is known to fit it, in the layout in which it runs."""
+    x = _input(model, input_shape)
+    admission.check_copy(model)
+    network = copy.deepcopy(model)
+    admission.check_example(network, x)
     try:
+        fast = prepared(network, x.device)
+        rows = x.to(memory_format=torch.channels_last) if x.dim() == 4 else x
         with torch.inference_mode():
-            network(x)
-    except (RuntimeError, ValueError, IndexError, TypeError) as problem:
-        reason = str(problem).strip().splitlines()[0] if str(problem).strip() else type(problem).__name__
-        raise UserError(f"input shape {tuple(input_shape)} (batch first) does not fit {type(model).__name__}: "
-                        f"{reason}. Pass the shape that the network was built for; measure_latency and count_flops "
-                        "take it with the batch, the others without") from problem
-    return network, x
+            fast(rows)
+        return fast, rows
+    except Exception:  # a network that needs contiguous tensors; it ran a moment ago in the default layout
+        return network.to(memory_format=torch.contiguous_format).eval(), x
+
+
+def _input(model: nn.Module, input_shape: Sequence[int]) -> Tensor:
+    """Random images of a shape, of the type and on the device of the network's parameters."""
+    admission.check_shapes(model)
+    if not isinstance(input_shape, Sequence) or not input_shape or \
+            not all(isinstance(edge, Integral) and edge > 0 for edge in input_shape):
+        shape = tuple(input_shape) if isinstance(input_shape, Sequence) else input_shape
+        raise UserError(f"input shape {shape}: every entry must be a positive whole number, such as in (3, 224, 224)")
+    x = example(input_shape, _device(model)).contiguous()
+    floating = [parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()]
+    return x.to(floating[0]) if floating else x
 
 
 def _device(model: nn.Module) -> torch.device:

@@ -25,12 +25,13 @@ def method(name: str) -> ModuleType:
     return importlib.import_module(f"hobs_rspar.methods.{name}")
 
 
-def options(name: str, block: dict[str, Any]):
+def options(name: str, block: dict[str, Any], source: str = "params.yaml: methods."):
     """A method's validated options.
 
     Args:
         name: of the method.
         block: ``params.methods[name]``; missing keys take the defaults.
+        source: where the block stands, for messages.
 
     Raises:
         UserError: an unknown key, or a value of the wrong type or out of range.
@@ -43,5 +44,5 @@ def options(name: str, block: dict[str, Any]):
         key = ".".join(str(part) for part in first["loc"])
         allowed = sorted(kind.model_fields)
         hint = did_you_mean(key, allowed) if first["type"] == "extra_forbidden" else f" (seen: {first['input']!r})"
-        raise UserError(f"params.yaml: methods.{name}.{key}: {first['msg']}.{hint} Options: "
+        raise UserError(f"{source}{name}.{key}: {first['msg']}.{hint} Options: "
                         f"{', '.join(allowed) or 'none'}") from None
