@@ -12,6 +12,8 @@ def main() -> None:
     images = data.split_and_save(raw, params.study.dataset, params.data, folder)["images"]
     print(f"data {params.study.dataset}: {', '.join(f'{count} {name}' for name, count in images.items())} images "
           f"from {raw.source}")
+    for note in raw.notes:
+        print(f"  {note}")
 
 
 if __name__ == "__main__":

@@ -32,7 +32,9 @@ def main() -> None:
 def train(params, paths: Paths, spec, splits: dict, device):
     """Trains from random weights; goes on from the last epoch after a kill."""
     recipe = params.pretrain
-    network = networks.build(spec, recipe.seed).to(device)
+    network = networks.build(spec, recipe.seed)
+    networks.check(network, spec, backward=True)
+    network = network.to(device)
     folder = paths.resume("pretrain")
     key = resume.key_of([*SOURCES, paths.data / "manifest.json"], spec, recipe)
     with resume.sole_writer(folder):
@@ -55,13 +57,41 @@ def load(source: str, spec):
         if not hasattr(models, spec.name):
             raise UserError(f"params.yaml: pretrain.source 'torchvision' has no weights for '{spec.name}'; use 'train' "
                             "or a .safetensors file")
-        state = models.get_model_weights(spec.name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+        state = published(models, spec.name)
     elif source.endswith(".safetensors"):
         state, _ = checkpoint.load_tensors(source)
     else:
         raise UserError(f"params.yaml: pretrain.source '{source}' is not known. Allowed: train, torchvision, or a file "
                         "that ends in .safetensors")
-    return checkpoint.fit(network, state, source)
+    fitted(network, state, spec, source)
+    networks.check(network, spec, source, backward=True)
+    return network
+
+
+def published(models, name: str) -> dict:
+    """The state dict of torchvision's newest weights for one of its networks.
+
+    Raises:
+        UserError: they can be neither found on this machine nor fetched.
+    """
+    try:
+        return models.get_model_weights(name).DEFAULT.get_state_dict(progress=True, check_hash=True)
+    except (OSError, RuntimeError) as problem:
+        raise UserError(f"params.yaml: pretrain.source 'torchvision': the weights of '{name}' cannot be fetched "
+                        f"({problem}); try again with a network, or give a .safetensors file") from None
+
+
+def fitted(network, state: dict, spec, source: str) -> None:
+    """Loads weights; where their head is the reason that they do not fit, that is said, too."""
+    heads = [name for name, tensor in network.named_parameters() if tensor.dim() and len(tensor) == spec.classes]
+    head = heads[-1] if heads and heads[-1] in state else None
+    try:
+        checkpoint.fit(network, state, source)
+    except UserError as problem:
+        if head is None or len(state[head]) == spec.classes:
+            raise
+        raise UserError(f"{problem}. Its last layer ({head}) is for {len(state[head])} classes, but the data has "
+                        f"{spec.classes}: give weights of as many classes") from None
 
 
 def write(folder: Path, network, spec, splits: dict, state, params) -> None:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable
+from hashlib import md5
+from pathlib import Path
 from statistics import mean
+
+import yaml
 
 from hobs_rspar.config import Params
 from hobs_rspar.paths import Paths
@@ -22,6 +27,35 @@ def recorded(params: Params) -> dict[str, float]:
         if all(file.exists() for file in files):
             times[cell] = sum(json.loads(file.read_text())["seconds"] for file in files)
     return times
+
+
+def made_with(params: Params, *stages: str) -> bool:
+    """Whether what shared stages left here was made with the params of now, as dvc.lock tells.
+
+    Studies share ``data/<data set>`` and ``artifacts/dense``: what lies there may be of another image folder. A file
+    that is missing is none of another study's.
+    """
+    lock = Path("dvc.lock")
+    text = lock.read_text() if lock.is_file() else ""
+    return all(_up_to_date(params, text, stage) for stage in stages)
+
+
+def _up_to_date(params: Params, lock: str, stage: str) -> bool:
+    found = re.search(rf"^  {stage}:\n(?:   .*\n)*", lock, re.MULTILINE)  # parsing all of it takes seconds
+    if found is None:
+        return False
+    entry = yaml.safe_load(found[0])[stage]
+    same = all(_value(params, key) == value for key, value in entry["params"]["params.yaml"].items())
+    small = [(Path(out["path"]), out["md5"]) for out in entry["outs"] if out["path"].endswith(".json")]
+    return same and all(not path.is_file() or md5(path.read_bytes()).hexdigest() == seen for path, seen in small)
+
+
+def _value(params: Params, key: str):
+    """A param by its dotted name, as YAML has it."""
+    value = params.model_dump()
+    for part in key.split("."):
+        value = value[part]
+    return value
 
 
 def experiment_seconds(params: Params) -> list[float]:

@@ -9,6 +9,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
+import psutil
+
 CELL_KINDS = ("allocate", "prune", "finetune")
 EXPERIMENT_KINDS = ("claim", "experiment")  # scripts of benchmarks/
 TIMED = ("sensitivity", "allocators", "rounding", "peers", "masked")  # experiments that measure time
@@ -114,20 +116,51 @@ def _flat(changes: list) -> dict[str, str]:
 
 
 def mend_rwlock() -> None:
-    """Removes DVC's list of the files in use if a run that was stopped while writing it left it unreadable.
+    """Takes from DVC's list of the files in use what a run that was stopped has left there.
 
-    DVC would refuse every stage until a person does the same. Its guard is held: nobody is writing the list now.
+    DVC itself forgives an entry whose process is gone, and refuses every stage until a person removes the list where
+    another program has that process's number meanwhile, or where the list was cut short while it was written. Its guard
+    is held: nobody is writing the list now; the caller holds the checkout's lock.
     """
     from dvc.lock import Lock
+    from dvc.rwlock import SCHEMA, Invalid
 
     used = Path(".dvc/tmp/rwlock")
     if not used.exists():
         return
     with Lock(str(used.with_name("rwlock.lock")), wait=True):
         try:
-            json.loads(used.read_text())
-        except ValueError:
+            before = SCHEMA(json.loads(used.read_text()))
+        except (ValueError, Invalid):
             used.unlink()
+            return
+        left = _in_use(before)
+        if left != before:
+            used.write_text(json.dumps(left))
+
+
+def _in_use(entries: dict) -> dict:
+    """The entries (``{"write": {path: process}, "read": {path: [process]}}``) whose processes are still at work."""
+    readers = {path: [info for info in infos if _at_work(info)] for path, infos in entries["read"].items()}
+    return {"write": {path: info for path, info in entries["write"].items() if _at_work(info)},
+            "read": {path: infos for path, infos in readers.items() if infos}}
+
+
+def _at_work(info: dict) -> bool:
+    """Whether the process of this number runs this command: DVC writes down ``" ".join(sys.argv)``."""
+    try:
+        line = psutil.Process(info["pid"]).cmdline()  # of a process that has ended and was not waited for: []
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.AccessDenied:
+        return True  # somebody else's, of which nothing is known
+    if any(" ".join(line[start:]) == info["cmd"] for start in range(len(line))):
+        return True
+    if "-m" not in line[:-1]:
+        return False
+    module, *arguments = line[line.index("-m") + 1:]  # Python puts the module's file in the place of its name
+    file, end = info["cmd"], " ".join(["", *arguments])
+    return file.endswith(end) and f"/{module.replace('.', '/')}" in file.removesuffix(end)
 
 
 @contextmanager

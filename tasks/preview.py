@@ -6,16 +6,17 @@ import argparse
 import copy
 import json
 
-from _task import check_options, default_jobs, run  # first: it makes the package importable
+import numpy as np
+from _task import check_options, default_jobs, run  # before the package: it makes it importable
 
 import _measure
-from _estimate import START_SECONDS, experiment_seconds, experiments, in_words, recorded, total
+from _estimate import START_SECONDS, experiment_seconds, experiments, in_words, made_with, recorded, total
 
-from hobs_rspar import checkpoint, config, networks, surgery
+from hobs_rspar import checkpoint, config, data, networks, sources, surgery
+from hobs_rspar.allocation.rounding import in_multiples
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.coupling import Groups
 from hobs_rspar.device import resolve_device
-from hobs_rspar.errors import UserError
 from hobs_rspar.methods import _registry
 from hobs_rspar.paths import Paths
 
@@ -30,6 +31,7 @@ def main() -> None:
     check_options(params)
     spec, images = shape(params)
     network = networks.build(spec)
+    networks.check(network, spec, backward=True)
     groups = surgery.groups(network, spec.example())
     print(headline(params, spec, groups))
     widths_and_loss(params, groups)
@@ -38,19 +40,19 @@ def main() -> None:
 
 
 def shape(params: config.Params) -> tuple[networks.NetworkSpec, int]:
-    """The network's spec, and the number of training images; from the manifest once the data stage has run."""
-    manifest = Paths.of(params.study).data / "manifest.json"
-    if manifest.exists():
-        about = json.loads(manifest.read_text())
-        classes, (channels, size, _), images = len(about["classes"]), about["image_shape"], about["images"]["train"]
-    elif params.study.dataset in SHAPES:
-        classes, channels, size, every = SHAPES[params.study.dataset]
-        images = every - params.data.validation - params.data.calibration
+    """The network's spec, and the number of training images: of the data that params.yaml names now.
+
+    What the data stage read last may be another folder, or another size: an image folder is counted itself, without
+    opening its files, and the shapes of the other data sets are known.
+    """
+    if params.study.dataset == "image_folder":
+        train, _ = sources.folders(params.data)
+        classes, channels, size, every = len(train.classes), 3, params.data.image_size, len(train)
     else:
-        raise UserError(f"the shape of '{params.study.dataset}' is known once its images have been read: run "
-                        "'dvc repro data', then 'make preview' again")
-    images = min(images, params.data.train_images or images)
-    return networks.NetworkSpec(params.study.network, classes, channels, size), images
+        classes, channels, size, every = SHAPES[params.study.dataset]
+    left = data.left_for_training(every, params.study.dataset, params.data)
+    spec = networks.NetworkSpec(params.study.network, classes, channels, size)
+    return spec, min(left, params.data.train_images or left)
 
 
 def headline(params: config.Params, spec: networks.NetworkSpec, groups: Groups) -> str:
@@ -65,7 +67,7 @@ def widths_and_loss(params: config.Params, groups: Groups) -> None:
     if budget is None:
         print("budget: a latency; widths are known once it has been measured")
         return
-    widths = Space(groups, budget, params.allocation.min_ratio, params.allocation.tolerance).uniform
+    widths = uniform(params, groups)
     scores = hobs_scores(params, groups)
     print(f"{'group':24} {'channels':>8} {'uniform':>8} {'predicted loss':>15}")
     for group, width in zip(groups, widths):
@@ -75,13 +77,20 @@ def widths_and_loss(params: config.Params, groups: Groups) -> None:
     kept = groups.macs(widths) / groups.dense_macs
     print(f"budget {budget:g}x MACs; uniform widths keep {kept:.4f}x")
     if not scores:
-        print("predicted loss: known once sensitivity has run ('dvc repro sensitivity')")
+        print("predicted loss: known once sensitivity has run for this network and data ('dvc repro sensitivity')")
+
+
+def uniform(params: config.Params, groups: Groups) -> np.ndarray:
+    """Widths at one common ratio, in multiples of allocation.round_to [groups]."""
+    options = params.allocation
+    space = Space(groups, params.study.budget.macs, options.min_ratio, options.tolerance, round_to=options.round_to)
+    return in_multiples(space, space.uniform)
 
 
 def hobs_scores(params: config.Params, groups: Groups) -> dict[str, list[float]]:
     """What H-OBS expects the loss to rise by, per channel in its order of removal; empty before sensitivity has run."""
     path = Paths.of(params.study).dense / "scores.json"
-    if not path.exists():
+    if not made_with(params, "data", "pretrain", "sensitivity") or not path.exists():
         return {}
     scores = {entry["name"]: entry["scores"]["hobs"] for entry in json.loads(path.read_text())["groups"]}
     return scores if set(scores) == {group.name for group in groups} else {}
@@ -105,12 +114,12 @@ def wall_time(params: config.Params, spec: networks.NetworkSpec, network, groups
     device, recipe = resolve_device(params.device), params.finetune
     pruned = shrunk(params, network, groups)
     dense_seconds = full_size_images(params.pretrain, images, spec.image_size) / \
-        _measure.training_speed(network, spec, params.pretrain, device)
+        _measure.training_speed(network, spec, params.pretrain, device) if params.pretrain.source == "train" else 0.0
     teacher = network if recipe.distillation.weight > 0 else None
     speed = {name: _measure.training_speed(net, spec, recipe, device, teacher)
              for name, net in (("dense", network), ("pruned", pruned))}
     infer = _measure.inference_speed(pruned, spec, recipe.precision, device)
-    known, guess = recorded(params), {}
+    known, guess = recorded(params) if made_with(params, "data", "pretrain") else {}, {}
     for cell in params.cells:
         kind = "dense" if cell.startswith("unpruned-") else "pruned"
         trained = full_size_images(recipe, images, spec.image_size) + sum(recipe.curve)
@@ -151,8 +160,7 @@ def shrunk(params: config.Params, network, groups: Groups):
     """The network with uniform widths; the dense one where the budget is a latency."""
     if params.study.budget.macs is None:
         return network
-    space = Space(groups, params.study.budget.macs, params.allocation.min_ratio, params.allocation.tolerance)
-    state = groups.sliced(network.state_dict(), [range(int(width)) for width in space.uniform])
+    state = groups.sliced(network.state_dict(), [range(int(width)) for width in uniform(params, groups)])
     return checkpoint.fit(copy.deepcopy(network), state, "preview")
 
 

@@ -11,11 +11,12 @@ import torch
 import yaml
 from small import ZOO, plan_of, random_kept, zoo, zoo_groups
 from small_study import changed, make, set_params, stage
+from torch import nn
 
-from hobs_rspar import checkpoint, config, sources
+from hobs_rspar import checkpoint, config, networks, sources
 from hobs_rspar.errors import UserError, did_you_mean
 from hobs_rspar.methods import _registry
-from hobs_rspar.networks import NetworkSpec, build
+from hobs_rspar.networks import NetworkSpec, build, check, torchvision_models
 from hobs_rspar.plan import PruningPlan
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,8 @@ def test_the_default_params_are_valid(tmp_path):
     assert params.study.budget.macs == 0.26 and len(params.cells) == 55 and params.cells[0] == "unpruned-42"
     with pytest.raises(Exception, match="frozen"):
         params.study.name = "other"
-    assert load(changed(study__network="my_models.nets:small"), tmp_path).study.network == "my_models.nets:small"
+    for name in ("my_models.nets:small", "timm:resnet10t", "regnet_y_400mf"):
+        assert load(changed(study__network=name), tmp_path).study.network == name
 
 
 CASES = [
@@ -60,7 +62,7 @@ CASES = [
     (changed(study__methods=["l1", "hobs_rsapr"]), ["study.methods: 'hobs_rsapr' is not known",
                                                     "Did you mean 'hobs_rspar'?", "taylor_oneshot"]),
     (changed(study__network="resent20"), ["study.network: 'resent20' is not known", "Did you mean 'resnet20'?",
-                                          "package.module:function"]),
+                                          "every classifier of torchvision", "timm:NAME", "package.module:function"]),
     (changed(study__dataset="fashionmnist"), ["study.dataset: 'fashionmnist' is not known",
                                               "Did you mean 'fashion_mnist'?", "cifar10"]),
     (changed(study__methods=[]), ["study.methods", "at least 1"]),
@@ -146,6 +148,160 @@ def test_unknown_networks():
     for name in ("no_such_module:net", "torch.nn:NoSuchNet", "math:sqrt", "builtins:print"):
         with pytest.raises(UserError, match=f"network '{name}'"):
             build(NetworkSpec(name, 10, 1, 28))
+
+
+NETS = """
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self, classes, channels=3, kind="logits"):
+        super().__init__()
+        self.conv, self.out, self.kind = nn.Conv2d(channels, 4, 3), nn.Conv2d(4, classes, 1), kind
+
+    def forward(self, x):
+        y = self.out(self.conv(x).mean((2, 3), keepdim=True))
+        if self.kind == "map":
+            return y
+        y = y.flatten(1)
+        if self.kind == "auxiliary":
+            return (y, y) if self.training else y
+        if self.kind == "inside":
+            raise KeyError("no such head")
+        return {"logits": y} if self.kind == "dict" else (y, y) if self.kind == "tuple" else y
+
+class Spoils(Net):
+    def forward(self, x):
+        y = self.conv(x).exp()
+        return self.out(y.mul_(2).mean((2, 3), keepdim=True)).flatten(1)
+
+ignores = lambda classes: Net(1000)
+grey = lambda classes: Net(classes, 1)
+map_, dict_, tuple_, auxiliary, inside = (
+    lambda classes, kind=kind: Net(classes, kind=kind) for kind in ("map", "dict", "tuple", "auxiliary", "inside"))
+needs_two = lambda classes, width: Net(classes)
+by_name = lambda *, classes: Net(classes)
+mistaken = lambda classes: Net("%d %d" % classes)
+text = lambda classes: "a network"
+
+def flat(classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(3 * 28 * 28, classes))
+"""
+IN_EVALUATION = "two images [2, 3, 32, 32] in evaluation mode"
+OWN_NETWORKS = [
+    ("ignores", ["returns 1000 outputs per image, but the data has 5 classes; give its last layer 5 outputs",
+                 "or weights of as many classes", IN_EVALUATION]),
+    ("map_", ["returns a tensor [2, 5, 1, 1]; return logits [images, 5], for instance by flatten(1)"]),
+    ("dict_", ["returns a dict of 1; return the logits [images, 5] alone", IN_EVALUATION]),
+    ("tuple_", ["returns a tuple of 2; return the logits [images, 5] alone", IN_EVALUATION]),
+    ("auxiliary", ["returns a tuple of 2; return the logits [images, 5] alone; recovery trains on them alone",
+                   "aux_logits=False", "in training mode"]),
+    ("inside", [f"fails on {IN_EVALUATION}: KeyError: 'no such head' (my_nets.py, line 18)"]),
+    ("grey", [f"fails on {IN_EVALUATION}: RuntimeError: Given groups=1, weight of size [4, 1, 3, 3]",
+              "my_nets.py, line 11", "The data has 3 channels and 32 x 32 pixels: make the network take them"]),
+    ("flat", ["RuntimeError: mat1 and mat2 shapes cannot be multiplied", "3 channels and 32 x 32 pixels"]),
+    ("needs_two", ["cannot be called with the number of classes alone: missing a required argument: 'width'"]),
+    ("by_name", ["cannot be called with the number of classes alone: too many positional arguments"]),
+    ("mistaken", ["cannot be built for 5 classes and images of 32 pixels: TypeError: not enough arguments for format "
+                  "string (my_nets.py, line 32)"]),
+    ("text", ["returned str; it must return a torch.nn.Module"]),
+    ("none", ["cannot be imported: AttributeError: module 'my_nets' has no attribute 'none'"]),
+]
+
+
+@pytest.fixture
+def my_nets(monkeypatch, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("nets")
+    (folder / "my_nets.py").write_text(NETS)
+    (folder / "my_broken_nets.py").write_text("import torch\n\nhalf = 1 / 0\n")
+    monkeypatch.syspath_prepend(str(folder))
+    yield
+    sys.modules.pop("my_nets", None)
+
+
+@pytest.mark.parametrize(("name", "words"), OWN_NETWORKS, ids=[name for name, _ in OWN_NETWORKS])
+def test_networks_of_users_that_cannot_be(name, words, my_nets):
+    with pytest.raises(UserError) as caught:
+        build(NetworkSpec(f"my_nets:{name}", 5, 3, 32))
+    text = str(caught.value)
+    assert text.startswith(f"network 'my_nets:{name}' ") and "\n" not in text
+    for word in words:
+        assert word in text
+
+
+def test_a_module_of_networks_that_fails_when_it_is_imported(my_nets):
+    with pytest.raises(UserError, match=r"network 'my_broken_nets:net' cannot be imported: ZeroDivisionError: division "
+                                        r"by zero \(my_broken_nets.py, line 3\). Write package.module:function"):
+        build(NetworkSpec("my_broken_nets:net", 5, 3, 32))
+
+
+def test_a_network_that_cannot_be_trained_is_refused_before_it_is(my_nets):
+    spec = NetworkSpec("my_nets:Spoils", 5, 3, 32)
+    network = build(spec)
+    before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+    with pytest.raises(UserError, match="in training mode: RuntimeError: one of the variables needed for gradient "
+                                        "computation has been modified by an inplace operation"):
+        check(network, spec, backward=True)
+    assert not network.training and all(p.grad is None for p in network.parameters())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+
+
+def test_the_check_leaves_a_network_and_the_random_numbers_as_they_are():
+    spec = ZOO["efficientnet_b0"]  # batch norms and dropout
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        network, after = torchvision_models().efficientnet_b0(num_classes=10), torch.rand(3)
+        torch.manual_seed(3)
+        network = torchvision_models().efficientnet_b0(num_classes=10).eval()
+        before = {name: tensor.clone() for name, tensor in network.state_dict().items()}
+        check(network, spec, backward=True)
+        assert torch.equal(torch.rand(3), after)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in network.state_dict().items())
+    built = build(spec, seed=3).state_dict()
+    assert all(torch.equal(tensor, built[name]) for name, tensor in before.items())
+
+
+# --- networks of torchvision and timm
+
+def test_the_names_of_torchvisions_classifiers():
+    models = torchvision_models()
+    assert list(config.torchvision_classifiers()) == models.list_models(module=models)
+    assert set(config.OWN_NETWORKS).isdisjoint(config.torchvision_classifiers())
+
+
+@pytest.mark.parametrize(("name", "size"), [("googlenet", 64), ("inception_v3", 80), ("shufflenet_v2_x0_5", 32)])
+def test_classifiers_of_torchvision_take_the_datas_shape(name, size):
+    """Without auxiliary heads, for other images than they were published for, and with fewer channels."""
+    for training in (False, True):
+        network = build(NetworkSpec(name, 7, 1, size)).train(training)
+        assert network(torch.zeros(2, 1, size, size)).shape == (2, 7)
+
+
+def test_a_transformer_is_built_for_the_datas_size_or_refused():
+    with pytest.raises(UserError, match="network 'vit_b_16' cannot be built for 7 classes and images of 30 pixels: "
+                                        "AssertionError: Input shape indivisible by patch size"):
+        build(NetworkSpec("vit_b_16", 7, 3, 30))
+
+
+def test_another_stem_keeps_what_the_first_layer_is():
+    network = nn.Sequential(nn.Conv2d(3, 4, 3, 2, 2, 2, padding_mode="reflect", bias=False))
+    stem = networks._with_input_channels(network, 2)[0]
+    assert repr(stem) == repr(nn.Conv2d(2, 4, 3, 2, 2, 2, padding_mode="reflect", bias=False))
+
+
+def test_timms_networks():
+    torchvision_models()
+    pytest.importorskip("timm", reason="the optional extra timm is not installed")
+    assert build(NetworkSpec("timm:resnet10t", 5, 1, 64))(torch.zeros(2, 1, 64, 64)).shape == (2, 5)
+    assert build(NetworkSpec("timm:vit_tiny_patch16_224", 5, 3, 64))(torch.zeros(2, 3, 64, 64)).shape == (2, 5)
+    with pytest.raises(UserError, match="timm .* has no network 'resnet10x'. Did you mean 'resnet10t'"):
+        build(NetworkSpec("timm:resnet10x", 5, 3, 64))
+
+
+def test_timm_is_asked_for_where_it_is_not(monkeypatch):
+    monkeypatch.setitem(sys.modules, "timm", None)
+    with pytest.raises(UserError, match="network 'timm:resnet10t' needs the package timm, .*: pip install timm"):
+        build(NetworkSpec("timm:resnet10t", 5, 3, 64))
 
 
 def test_a_users_own_network(monkeypatch, tmp_path):
@@ -310,6 +466,37 @@ def test_a_network_that_does_not_fit_the_study(study, monkeypatch):
         stage("pretrain", monkeypatch)
     set_params(study, pretrain__source="torchvision")
     assert "pretrain.source 'torchvision' has no weights for 'resnet8'" in stage("pretrain", monkeypatch)
+
+
+def test_weights_for_other_numbers_of_classes(study, monkeypatch):
+    """A head is never shrunk as a pruned layer is, and the message names both numbers."""
+    source = study / "mine.safetensors"
+    set_params(study, pretrain__source=str(source))
+    fewer = (f"network 'resnet8' with the weights of {source} returns 3 outputs per image, but the data has 10 "
+             "classes; give its last layer 10 outputs")
+    more = "Its last layer (linear.bias) is for 12 classes, but the data has 10: give weights of as many classes"
+    for classes, words in ((3, fewer), (12, more)):
+        spec = NetworkSpec("resnet8", classes, 1, 28)
+        checkpoint.save(source, build(spec), spec)
+        text = stage("pretrain", monkeypatch)
+        assert text.startswith("error: ") and words in text and text.count("\n") == 0
+
+
+def test_a_network_of_a_user_for_other_data_stops_the_pretrain_stage(study, monkeypatch, my_nets):
+    set_params(study, study__network="my_nets:ignores")
+    assert "fails on two images [2, 1, 28, 28] in evaluation mode" in stage("pretrain", monkeypatch)
+    assert not (study / "artifacts/small/resume").exists()  # nothing was trained
+
+
+def test_published_weights_that_cannot_be_fetched(study, monkeypatch):
+    def offline(*_arguments, **_options):
+        raise OSError("no route to host")
+
+    monkeypatch.setattr("torch.hub.load_state_dict_from_url", offline)
+    monkeypatch.setattr("torchvision.models._api.load_state_dict_from_url", offline)
+    set_params(study, study__network="resnet18", pretrain__source="torchvision")
+    assert "the weights of 'resnet18' cannot be fetched (no route to host); try again with a network, or give a " \
+        ".safetensors file" in stage("pretrain", monkeypatch)
 
 
 def test_stages_that_come_too_early_say_what_is_missing(study, monkeypatch):

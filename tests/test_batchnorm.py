@@ -6,9 +6,10 @@ import copy
 
 import pytest
 import torch
+from small import images, recipe
 from torch import nn
 
-from hobs_rspar import batchnorm
+from hobs_rspar import batchnorm, networks, training
 
 
 @pytest.mark.parametrize("channels,size", [(8, 28), (7, 5), (33, 7), (2, 4)])
@@ -54,3 +55,44 @@ def test_evaluation_takes_pytorchs_own(monkeypatch):
     norm = nn.BatchNorm2d(3).eval()
     with batchnorm.wide_batchnorm(norm):
         norm(torch.randn(2, 3, 4, 4))
+
+
+def test_activations_in_place_behind_a_large_norm_give_pytorchs_gradients():
+    """More than 2^18 elements, where the wide view pays: 32 x 24 x 24 x 24."""
+    torch.manual_seed(0)
+    plain = nn.Sequential(nn.Conv2d(3, 24, 3, bias=False), nn.BatchNorm2d(24), nn.ReLU(), nn.AvgPool2d(24),
+                          nn.Flatten(), nn.Linear(24, 5)).to(memory_format=torch.channels_last)
+    wide = copy.deepcopy(plain)
+    wide[2].inplace = True
+    x, labels = torch.randn(32, 3, 26, 26).to(memory_format=torch.channels_last), torch.randint(5, (32,))
+    nn.functional.cross_entropy(plain(x), labels).backward()
+    taken = []
+    with batchnorm.wide_batchnorm(wide):
+        wide[1].register_forward_hook(lambda norm, inputs, _out: taken.append(batchnorm._pays(norm, inputs[0])))
+        nn.functional.cross_entropy(wide(x), labels).backward()
+    assert taken == [True]
+    for seen, wanted in zip(wide.parameters(), plain.parameters()):
+        assert torch.allclose(seen.grad, wanted.grad, atol=1e-6, rtol=1e-3)
+    assert torch.allclose(wide[1].running_mean, plain[1].running_mean, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "mobilenet_v2", "efficientnet_b0"])
+def test_torchvisions_networks_train_alike_with_the_wide_view(name, monkeypatch):
+    """One step of the training loop; their first norms have more than 2^18 elements."""
+    monkeypatch.setattr(batchnorm, "VECTOR", 10**6)  # 64 channels would be left to PyTorch's own
+    data, count = images(24, 3, 32, 10), 24
+    options = recipe(epochs=1, images=None, batch_size=count, crops=[], warmup=0.0, learning_rate=1e-3)
+    grown = {}
+    for large in (2**18, 2**62):
+        monkeypatch.setattr(batchnorm, "LARGE", large)
+        network, calls = networks.build(networks.NetworkSpec(name, 10, 3, 32), seed=1), []
+        own = batchnorm.batch_norm
+        with monkeypatch.context() as patch:
+            patch.setattr(batchnorm, "batch_norm", lambda *them, own=own, calls=calls: calls.append(1) or own(*them))
+            torch.manual_seed(0)  # dropout
+            training.fit(training.Task(network, data, data.first(4), options, 0, "test"), training.State(),
+                         lambda now: None)
+        assert bool(calls) == (large == 2**18)
+        grown[large] = network.state_dict()
+    for key, seen in grown[2**18].items():
+        assert torch.allclose(seen.float(), grown[2**62][key].float(), atol=1e-3, rtol=1e-2), key

@@ -81,6 +81,23 @@ def test_fewer_images_are_a_prefix(tmp_path):
     assert len(data.load(tmp_path / "few", "test")) == 7
 
 
+def test_a_part_of_the_test_images_is_a_random_one(tmp_path):
+    """Image folders are sorted by class: the first of them are of one class."""
+    pixels, labels = torch.arange(60, dtype=torch.uint8).view(-1, 1, 1, 1).expand(60, 1, 4, 4), torch.arange(60) // 20
+    by_class = Raw(pixels, labels, pixels, labels, ["a", "b", "c"], "test")
+    taken = {}
+    for name, changes in {"all": {}, "as many": {"test_images": 60}, "part": {"test_images": 12},
+                          "again": {"test_images": 12}, "other": {"test_images": 12, "split_seed": 1}}.items():
+        written = split_and_save(by_class, "fashion_mnist", options(**changes), tmp_path / name)
+        split = data.load(tmp_path / name, "test")
+        taken[name] = numbers(split)
+        assert split.labels.tolist() == [number // 20 for number in taken[name]]
+        assert written["images"]["test"] == len(split)
+    assert taken["all"] == taken["as many"] == list(range(60))
+    assert taken["part"] == torch.randperm(60, generator=torch.Generator().manual_seed(0))[:12].tolist()
+    assert taken["part"] == taken["again"] != taken["other"] and {number // 20 for number in taken["part"]} == {0, 1, 2}
+
+
 def test_too_few_images_for_the_splits(tmp_path):
     with pytest.raises(UserError, match="data.validation . data.calibration = 100 images, but .* has only 100"):
         split_and_save(raw(), "fashion_mnist", options(validation=90), tmp_path)
@@ -212,7 +229,8 @@ def test_image_folder_needs_its_options(tmp_path):
     for changes in ({"folder": str(tmp_path)}, {"image_size": 32}):
         with pytest.raises(UserError, match="image_folder needs data.folder .* and data.image_size"):
             sources.read("image_folder", options(**changes))
-    with pytest.raises(UserError, match=rf"data.folder '{tmp_path}': .*Expected train/<class>/ and val/<class>/"):
+    with pytest.raises(UserError, match=rf"data.folder '{tmp_path}': there is no folder {tmp_path}/train. "
+                                        "Expected train/<class>/ and val/<class>/"):
         sources.read("image_folder", options(folder=str(tmp_path), image_size=16))
 
 
@@ -231,13 +249,109 @@ def test_image_folder_with_other_classes_in_val_is_refused(tmp_path):
         sources.read("image_folder", options(folder=str(tmp_path), image_size=16))
 
 
-def test_a_damaged_image_is_named(tmp_path):
+def test_every_damaged_image_is_named(tmp_path):
     write_images(tmp_path, "train")
     write_images(tmp_path, "val")
     path = tmp_path / "train/dog/1.png"
     path.write_bytes(path.read_bytes()[:40])
-    with pytest.raises(UserError, match="train/dog/1.png"):
+    (tmp_path / "val/cat/0.png").write_text("no image")
+    (tmp_path / "val/dog/2.png").write_bytes(b"")
+    with pytest.raises(UserError) as caught:
         sources.read("image_folder", options(folder=str(tmp_path), image_size=16))
+    lines = str(caught.value).splitlines()
+    assert lines[0] == f"data.folder '{tmp_path}': files that cannot be read as images: 3; convert, "\
+        "replace or remove them:"
+    assert [name in line for name, line in zip(("train/dog/1.png", "val/cat/0.png", "val/dog/2.png"), lines[1:])] == \
+        [True] * 3 and len(lines) == 4
+
+
+def pixel(image: Image.Image, tmp_path, name: str = "image.png", **saved) -> list[int]:
+    """What the left upper pixel of an image becomes in a split: red, green, blue."""
+    image.save(tmp_path / name, **saved)
+    return list(sources.Reader(1)(str(tmp_path / name)).getpixel((0, 0)))
+
+
+def grey(value: int, kind=np.uint16) -> Image.Image:
+    return Image.fromarray(np.full((6, 8), value, kind))
+
+
+@pytest.mark.parametrize("name", ["a.png", "a.tif", "a.pgm"])
+@pytest.mark.parametrize(("value", "wanted"), [(0, 0), (30000, 117), (65535, 255), (129, 1), (128, 0)])
+def test_grey_of_sixteen_bits_is_scaled(name, value, wanted, tmp_path):
+    assert pixel(grey(value), tmp_path, name) == [wanted] * 3
+
+
+def test_grey_of_twelve_bits_is_scaled(tmp_path):
+    """A TIFF file's own tag says how many bits there are."""
+    packed = bytes([0x80, 0x08, 0x00]) * 24  # 2048, 2048 and so on
+    Image.frombytes("L", (72, 1), packed).save(tmp_path / "raw.tif")
+    path, text = tmp_path / "a.tif", (tmp_path / "raw.tif").read_bytes()
+    path.write_bytes(retagged(text, {256: 8, 257: 6, 258: 12, 278: 6}))
+    assert list(sources.Reader(1)(str(path)).getpixel((0, 0))) == [128] * 3
+
+
+def retagged(tiff: bytes, values: dict[int, int]) -> bytes:
+    """A little-endian TIFF file with other short or long values of some tags."""
+    out, start = bytearray(tiff), struct.unpack("<I", tiff[4:8])[0]
+    for entry in range(start + 2, start + 2 + 12 * struct.unpack("<H", tiff[start:start + 2])[0], 12):
+        tag, kind = struct.unpack("<HH", tiff[entry:entry + 4])
+        if tag in values:
+            out[entry + 8:entry + 12] = struct.pack("<I", values[tag]) if kind == 4 else \
+                struct.pack("<HH", values[tag], 0)
+    return bytes(out)
+
+
+@pytest.mark.parametrize(("image", "said"), [(grey(3, np.int32), "mode I"), (grey(70000, np.int32), "mode I"),
+                                             (grey(0.5, np.float32), "mode F")])
+def test_images_without_a_known_white_are_refused(image, said, tmp_path):
+    write_images(tmp_path, "train")
+    write_images(tmp_path, "val")
+    image.save(tmp_path / "val/cat/odd.tif")
+    with pytest.raises(UserError, match=rf"cannot be read as images: 1; .*\n.*val/cat/odd.tif: {said} .*no value "
+                                        "is known to be white; allowed are 1, 8 and 16 bits, grey or colour: scale it"):
+        sources.read("image_folder", options(folder=str(tmp_path), image_size=16))
+
+
+def test_every_kind_of_image_becomes_the_colours_that_it_shows(tmp_path):
+    colour = Image.new("RGB", (8, 6), (255, 0, 51))
+    assert pixel(colour, tmp_path) == [255, 0, 51]
+    assert pixel(colour.convert("P", palette=Image.Palette.ADAPTIVE), tmp_path) == [255, 0, 51]
+    assert pixel(Image.new("1", (8, 6), 1), tmp_path) == [255] * 3
+    assert pixel(Image.new("L", (8, 6), 77), tmp_path) == [77] * 3
+    assert pixel(Image.new("CMYK", (8, 6), (0, 255, 204, 0)), tmp_path, "a.tif") == [255, 0, 51]
+    assert pixel(Image.new("RGBA", (8, 6), (255, 0, 51, 255)), tmp_path) == [255, 0, 51]
+    assert pixel(Image.new("RGBA", (8, 6), (255, 0, 51, 0)), tmp_path) == [255, 255, 255]  # nothing is seen of it
+    assert pixel(Image.new("RGBA", (8, 6), (0, 0, 0, 51)), tmp_path) == [204] * 3
+    assert pixel(Image.new("LA", (8, 6), (0, 51)), tmp_path) == [204] * 3
+    clear = Image.new("P", (8, 6), 1)
+    clear.putpalette([255, 0, 51, 9, 9, 9])
+    assert pixel(clear, tmp_path, transparency=1) == [255, 255, 255]
+
+
+def test_the_cameras_orientation_is_applied(tmp_path):
+    picture = Image.new("RGB", (8, 6))
+    picture.putpixel((7, 0), (255, 0, 51))
+    exif = Image.Exif()
+    exif[0x0112] = 8  # to be turned by a quarter, against the clock: the right upper pixel becomes the left upper one
+    assert pixel(picture, tmp_path, exif=exif) == [255, 0, 51] and pixel(picture, tmp_path) == [0, 0, 0]
+    assert pixel(Image.fromarray(np.eye(8, dtype=np.uint16)[::-1] * 65535), tmp_path, exif=exif) == [255] * 3
+
+
+def test_what_was_decided_about_images_is_said(tmp_path):
+    write_images(tmp_path, "train")
+    write_images(tmp_path, "val")
+    Image.new("RGBA", (8, 40)).save(tmp_path / "val/cat/clear.png")
+    grey(30000).save(tmp_path / "train/dog/xray.tif", save_all=True, append_images=[grey(0)])
+    for path in (".ipynb_checkpoints/0.png", "cat/._0.png", "cat/notes.txt"):
+        (tmp_path / "train" / path).parent.mkdir(exist_ok=True)
+        (tmp_path / "train" / path).write_text("")
+    found = sources.read("image_folder", options(folder=str(tmp_path), image_size=16))
+    assert found.classes == ["cat", "dog"] and len(found.train_pixels) == 7 and len(found.test_pixels) == 7
+    assert sorted(found.notes) == sorted([
+        "images in grey of more than 8 bits, scaled to 8: 1", "images smaller than data.image_size, enlarged: 2",
+        "images of several pages, of which the first was taken: 1",
+        "images with transparent pixels, which became white: 1",
+        f"files in {tmp_path}/train left out (hidden, or no images by their ending: .png, .txt): 3"])
 
 
 # --- a user's loader

@@ -1,14 +1,17 @@
 """``make repro`` and ``make update``: what runs, what a failure leaves, who may write. Stubs stand for stages."""
 
+import json
 import os
 import re
 import shutil
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import _graph
 import psutil
 import pytest
 import yaml
@@ -164,6 +167,54 @@ def test_list_of_files_in_use_left_empty_by_a_killed_run(clone):
     clone.set_params(**{"prune.ridge": 0.5})
     clone.write(".dvc/tmp/rwlock", "")
     assert "JSON structure is corrupted" in clone.run("dvc repro --single-item prune@l1-1", ok=False)
+    clone.run("make repro JOBS=2")
+    assert clone.stale() == set()
+
+
+def entries(**commands: tuple[int, str]) -> dict:
+    """What DVC writes while it runs stages: for each, a file that it writes and one that it reads."""
+    infos = {name: {"pid": pid, "cmd": cmd} for name, (pid, cmd) in commands.items()}
+    written = {f"/study/{name}": info for name, info in infos.items()}
+    return {"write": written, "read": {"/study/shared": [*infos.values()]}}
+
+
+def test_entries_of_other_commands_leave_the_list_of_files_in_use(tmp_path, monkeypatch):
+    """Of a dead process, of a living one with another command line (its number was given anew), and of living ones."""
+    monkeypatch.chdir(tmp_path)
+    used = tmp_path / ".dvc/tmp/rwlock"
+    used.parent.mkdir(parents=True)
+    (tmp_path / "dvc.py").write_text("import time\n\ntime.sleep(600)\n")
+    script = subprocess.Popen([sys.executable, "-X", "dev", "dvc.py", "repro", "a stage"])
+    module = subprocess.Popen([sys.executable, "-m", "dvc", "repro"])
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    try:
+        wait_for(lambda: all("dvc" in " ".join(psutil.Process(one.pid).cmdline()) for one in (script, module)))
+        alive = {"script": (script.pid, "dvc.py repro a stage"), "module": (module.pid, f"{tmp_path}/dvc.py repro")}
+        gone = {"dead": (dead.pid, "dvc.py repro"), "first": (1, "/bin/dvc repro"), "own": (os.getpid(), "dvc repro"),
+                "number": (script.pid, "dvc.py repro other"), "argument": (module.pid, f"{tmp_path}/dvc.py status"),
+                "file": (module.pid, f"{tmp_path}/tasks/_dvc.py.old repro")}
+        used.write_text(json.dumps(entries(**gone, **alive)))
+        _graph.mend_rwlock()
+        assert json.loads(used.read_text()) == entries(**alive)
+    finally:
+        for process in (script, module):
+            process.kill()
+            process.wait()
+    _graph.mend_rwlock()
+    assert json.loads(used.read_text()) == {"write": {}, "read": {}}
+    for broken in ("", "[]", '{"write": {"a": {}}}'):
+        used.write_text(broken)
+        _graph.mend_rwlock()
+        assert not used.exists()
+
+
+def test_a_stopped_run_whose_number_another_program_has(clone):
+    """The number of a process that is alive, and is no DVC: DVC alone would refuse the stage."""
+    clone.set_params(**{"prune.ridge": 0.5})
+    path = str(clone.path / "artifacts/stubbed/cells/l1-1/pruned.safetensors")
+    clone.write(".dvc/tmp/rwlock", json.dumps({"write": {path: {"pid": os.getpid(), "cmd": "tasks/_dvc.py repro"}}}))
+    assert "you can manually remove" in clone.run("dvc repro --single-item prune@l1-1", ok=False)
     clone.run("make repro JOBS=2")
     assert clone.stale() == set()
 

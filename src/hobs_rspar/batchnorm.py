@@ -35,7 +35,9 @@ class _Wide(torch.autograd.Function):
         ctx.eps = eps
         moments = rows[:2, :channels]
         ctx.mark_non_differentiable(moments)
-        return _narrow(out, x.shape), moments
+        # Not as a view of it, which PyTorch lets no in-place activation change. Nothing else holds these numbers; a
+        # view taken outside of this function would be allowed, but copied twice in the backward pass.
+        return _narrow(out, x.shape).data, moments
 
     @staticmethod
     def backward(ctx, gradient: Tensor, _moments) -> tuple[Tensor, Tensor, Tensor, None]:

@@ -7,6 +7,8 @@ so that loading params imports no method.
 from __future__ import annotations
 
 import ast
+import re
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
@@ -17,8 +19,22 @@ from hobs_rspar.errors import UserError, did_you_mean
 
 METHODS = Path(__file__).parent / "methods"
 DATASETS = ("fashion_mnist", "cifar10", "cifar100", "image_folder")
-NETWORKS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn_cifar", "resnet18", "resnet34",
-            "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn")
+OWN_NETWORKS = ("resnet8", "resnet20", "resnet32", "resnet44", "resnet56", "vgg16_bn_cifar")  # for small images
+
+
+def torchvision_classifiers() -> tuple[str, ...]:
+    """Names of torchvision's classifiers, read from its source: importing it would load torch; () where it is not."""
+    found = find_spec("torchvision")
+    if found is None or found.origin is None:
+        return ()
+    pattern = re.compile(r"^@register_model\(\)\n(?:@.*\n)*def (\w+)\(", re.MULTILINE)
+    files = (Path(found.origin).parent / "models").glob("*.py")
+    return tuple(sorted(name for file in files for name in pattern.findall(file.read_text(encoding="utf-8"))))
+
+
+NETWORKS = OWN_NETWORKS + torchvision_classifiers()
+NETWORKS_ALLOWED = (f"{', '.join(OWN_NETWORKS)}, every classifier of torchvision (resnet18, mobilenet_v2, ...), "
+                    "timm:NAME for one of timm's, or package.module:function for a network of your own")
 CLAIMS = ("sensitivity", "reconstruction", "penalty", "allocators")  # scripts of benchmarks/
 EXPERIMENTS = ("predictors", "rounding", "peers", "masked")  # others there, which recover networks
 
@@ -238,8 +254,9 @@ def method_options(method: str, name: str = "Options") -> set[str]:
 def _check_names(path: Path, params: Params) -> None:
     study, methods = params.study, available_methods()
     _one_of(path, "study.dataset", study.dataset, DATASETS)
-    if ":" not in study.network:
-        _one_of(path, "study.network", study.network, NETWORKS, " or a user's own package.module:function")
+    if ":" not in study.network and study.network not in NETWORKS:
+        raise UserError(f"{path}: study.network: '{study.network}' is not known."
+                        f"{did_you_mean(study.network, NETWORKS)} Allowed: {NETWORKS_ALLOWED}")
     for name in study.methods:
         _one_of(path, "study.methods", name, methods)
         if name not in params.methods:
@@ -259,8 +276,9 @@ def _check_names(path: Path, params: Params) -> None:
             _one_of(path, f"{key}.cells", cell, params.cells, " (methods and seeds of the study; [] for none)")
     for name, block in params.methods.items():
         _one_of(path, "methods", name, methods)
+        known = sorted(method_options(name)) if block else []  # parses the method's file, and those that it extends
         for key in block:
-            _one_of(path, f"methods.{name}", key, sorted(method_options(name)))
+            _one_of(path, f"methods.{name}", key, known)
 
 
 def _one_of(path: Path, key: str, seen: str, allowed, more: str = "") -> None:

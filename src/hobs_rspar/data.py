@@ -48,7 +48,10 @@ class Images:
         return replace(self, **{name: getattr(self, name).to(device) for name in ("pixels", "labels", "mean", "std")})
 
     def first(self, count: int) -> Images:
-        """The first ``count`` images; splits are shuffled, so any prefix is a random sample."""
+        """The first ``count`` images: a random sample of train, calibration and validation, which are shuffled.
+
+        A test split of all test images keeps the source's order; one of a part of them is shuffled first.
+        """
         return replace(self, pixels=self.pixels[:count], labels=self.labels[:count])
 
     def normalised(self, pixels: Tensor) -> Tensor:
@@ -65,7 +68,12 @@ class Images:
 
 @dataclass(frozen=True)
 class Raw:
-    """What a source gives: all training and test images, and the names of the classes."""
+    """What a source gives: all training and test images, and the names of the classes.
+
+    Attributes:
+        source: where the files were found.
+        notes: what was done to the images that a person should know of, a sentence each.
+    """
 
     train_pixels: Tensor
     train_labels: Tensor
@@ -73,6 +81,7 @@ class Raw:
     test_labels: Tensor
     classes: list[str]
     source: str
+    notes: tuple[str, ...] = ()
 
 
 def split_and_save(raw: Raw, dataset: str, options, folder: Path) -> dict:
@@ -90,18 +99,17 @@ def split_and_save(raw: Raw, dataset: str, options, folder: Path) -> dict:
     Raises:
         UserError: the splits need more images than there are.
     """
-    total, held_out = len(raw.train_labels), options.validation + options.calibration
-    if held_out >= total:
-        raise UserError(f"params.yaml: data.validation + data.calibration = {held_out} images, but {dataset} has only "
-                        f"{total} training images; lower them")
+    total = len(raw.train_labels)
+    left = left_for_training(total, dataset, options)
     order = torch.randperm(total, generator=torch.Generator().manual_seed(options.split_seed))
-    validation, calibration, train = order.split([options.validation, options.calibration, total - held_out])
+    validation, calibration, train = order.split([options.validation, options.calibration, left])
     train = train[:options.train_images]
     parts = {"train": train, "calibration": calibration, "validation": validation}
     mean, std = (torch.tensor(values) for values in NORMALISATION[dataset])
     for name, index in parts.items():
         _save(folder, name, Images(raw.train_pixels[index], raw.train_labels[index], mean, std))
-    test = Images(raw.test_pixels, raw.test_labels, mean, std).first(options.test_images or len(raw.test_labels))
+    tested = _tested(len(raw.test_labels), options)
+    test = Images(raw.test_pixels[tested], raw.test_labels[tested], mean, std)
     _save(folder, "test", test)
     manifest = {
         "dataset": dataset, "classes": raw.classes, "image_shape": list(raw.train_pixels.shape[1:]),
@@ -111,6 +119,27 @@ def split_and_save(raw: Raw, dataset: str, options, folder: Path) -> dict:
     }
     (folder / "manifest.json").write_text(json.dumps(manifest, indent=1) + "\n")
     return manifest
+
+
+def left_for_training(total: int, dataset: str, options) -> int:
+    """How many of ``total`` training images validation and calibration leave.
+
+    Raises:
+        UserError: none.
+    """
+    held_out = options.validation + options.calibration
+    if held_out >= total:
+        raise UserError(f"params.yaml: data.validation + data.calibration = {held_out} images, but {dataset} has only "
+                        f"{total} training images; lower them")
+    return total - held_out
+
+
+def _tested(total: int, options) -> Tensor | slice:
+    """Which test images are used; a part of them is a random one, because an image folder is sorted by class."""
+    if options.test_images is None or options.test_images >= total:
+        return slice(None)
+    generator = torch.Generator().manual_seed(options.split_seed)
+    return torch.randperm(total, generator=generator)[:options.test_images]
 
 
 def _save(folder: Path, name: str, images: Images) -> None:

@@ -8,10 +8,12 @@ import shutil
 import subprocess
 import tempfile
 import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 import torch
+from PIL import Image, ImageOps
 
 from hobs_rspar.data import Raw
 from hobs_rspar.errors import UserError
@@ -28,6 +30,8 @@ FASHION_CLASSES = ["T-shirt/top", "Trouser", "Pullover", "Dress", "Coat", "Sanda
 DEBIAN_PACKAGE = "dataset-fashion-mnist"
 DEBIAN_FOLDER = "usr/share/datasets/fashion-mnist"
 MEMORY_LIMIT_GIB = 8
+BITS_PER_SAMPLE, WHITE = 258, 262  # tags of TIFF files
+LISTED = 20  # unreadable files that a message names
 
 
 def read(dataset: str, options) -> Raw:
@@ -136,40 +140,157 @@ def cifar(dataset: str, folder: str | None) -> Raw:
 
 
 def image_folder(options) -> Raw:
-    """``folder/train/<class>/*`` and ``folder/val/<class>/*``, resized (short side) and centre-cropped to a square."""
-    from hobs_rspar.networks import torchvision_models
+    """``folder/train/<class>/*`` and ``folder/val/<class>/*``, resized (short side) and centre-cropped to a square.
 
-    torchvision_models()
-    from torchvision.datasets import ImageFolder
-    from torchvision.transforms import v2
+    Every image becomes RGB of 8 bits, see :class:`Reader`.
+    """
+    reader = Reader(options.image_size)
+    train, test = folders(options, reader)
+    problems: list[str] = []
+    (train_x, train_y), (test_x, test_y) = (_stacked(part, options.image_size, problems) for part in (train, test))
+    if problems:
+        more = f"\n       and {len(problems) - LISTED} more" if len(problems) > LISTED else ""
+        raise UserError(f"data.folder '{options.folder}': files that cannot be read as images: {len(problems)}; "
+                        "convert, replace or remove them:\n       " + "\n       ".join(problems[:LISTED]) + more)
+    notes = (*reader.notes(), *_left_out(train), *_left_out(test))
+    return Raw(train_x, train_y, test_x, test_y, train.classes, options.folder, notes)
 
+
+def folders(options, loader=None) -> tuple:
+    """The training and the test images of an image folder, listed and not yet read.
+
+    Args:
+        options: ``params.data``.
+        loader: opens a file; None: nothing will be opened.
+
+    Returns:
+        Two of torchvision's ``ImageFolder``; hidden files and folders (``.ipynb_checkpoints``) are none of theirs.
+
+    Raises:
+        UserError: a folder, a class or a key of params.yaml is missing, or there are too many images.
+    """
     if options.folder is None or options.image_size is None:
         raise UserError("params.yaml: data set image_folder needs data.folder (with train/<class>/ and val/<class>/) "
                         "and data.image_size (pixels)")
-    size = options.image_size
-    transform = v2.Compose([v2.PILToTensor(), v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size)])
     try:
-        train, test = (ImageFolder(Path(options.folder) / part, transform) for part in ("train", "val"))
-    except (FileNotFoundError, RuntimeError) as problem:
+        train, test = (_listed(Path(options.folder) / part, options.image_size, loader) for part in ("train", "val"))
+    except (OSError, RuntimeError) as problem:
         raise UserError(f"data.folder '{options.folder}': {problem}. Expected train/<class>/ and "
                         "val/<class>/") from None
     if train.classes != test.classes:
         odd = sorted(set(train.classes) ^ set(test.classes))
         raise UserError(f"data.folder '{options.folder}': train/ and val/ have different classes "
                         f"({', '.join(odd[:5])}); labels would mean different things. Give both the same class folders")
-    needed = (len(train) + len(test)) * 3 * size * size / 2**30
+    needed = (len(train) + len(test)) * 3 * options.image_size**2 / 2**30
     if needed > MEMORY_LIMIT_GIB:
-        raise UserError(f"data.folder '{options.folder}': {len(train) + len(test)} images of {size} pixels need "
-                        f"{needed:.0f} GiB, the limit is {MEMORY_LIMIT_GIB}; lower data.image_size or use fewer images")
-    (train_x, train_y), (test_x, test_y) = (_stacked(part, size) for part in (train, test))
-    return Raw(train_x, train_y, test_x, test_y, train.classes, options.folder)
+        raise UserError(f"data.folder '{options.folder}': {len(train) + len(test)} images of {options.image_size} "
+                        f"pixels need {needed:.0f} GiB, the limit is {MEMORY_LIMIT_GIB}; lower data.image_size or use "
+                        "fewer images")
+    return train, test
 
 
-def _stacked(images, size: int) -> tuple[torch.Tensor, torch.Tensor]:
+def _listed(root: Path, size: int, loader):
+    from hobs_rspar.networks import torchvision_models
+
+    torchvision_models()
+    from torchvision.datasets import ImageFolder
+    from torchvision.datasets.folder import IMG_EXTENSIONS, has_file_allowed_extension
+    from torchvision.transforms import v2
+
+    class Visible(ImageFolder):
+        def find_classes(self, directory):
+            names = sorted(folder.name for folder in Path(directory).iterdir()
+                           if folder.is_dir() and not folder.name.startswith("."))
+            if not names:
+                raise FileNotFoundError(f"{directory} holds no folder, and each class needs one")
+            return names, {name: number for number, name in enumerate(names)}
+
+    def counts(path: str) -> bool:
+        hidden = any(part.startswith(".") for part in Path(path).relative_to(root).parts)
+        return not hidden and has_file_allowed_extension(path, IMG_EXTENSIONS)
+
+    if not root.is_dir():
+        raise FileNotFoundError(f"there is no folder {root}")
+    transform = v2.Compose([v2.PILToTensor(), v2.Resize(round(size / 0.875), antialias=True), v2.CenterCrop(size)])
+    return Visible(root, transform, loader=loader, is_valid_file=counts)
+
+
+def _stacked(images, size: int, problems: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
+    """All images [N, 3, size, size] as uint8 and their labels; files that cannot be read are added to ``problems``."""
     pixels = torch.empty(len(images), 3, size, size, dtype=torch.uint8)
     for index, (path, _) in enumerate(images.samples):  # decoding is a file at a time
         try:
-            pixels[index] = images[index][0].expand(3, -1, -1)
-        except OSError as problem:
-            raise UserError(f"{path} cannot be read as an image ({problem}); replace or remove it") from None
+            pixels[index] = images[index][0]
+        except Exception as problem:  # decoders of damaged files raise what they like; every file is to be named
+            problems.append(f"{path}: {str(problem).strip() or type(problem).__name__}")
     return pixels, torch.tensor(images.targets)
+
+
+def _left_out(images) -> tuple[str, ...]:
+    """A sentence about files that are no images by their ending."""
+    known = {path for path, _ in images.samples}
+    others = [path for path in Path(images.root).rglob("*") if path.is_file() and str(path) not in known]
+    names = ", ".join(sorted({path.suffix or path.name for path in others})[:5])
+    return (f"files in {images.root} left out (hidden, or no images by their ending: {names}): "
+            f"{len(others)}",) if others else ()
+
+
+class Reader:
+    """Opens image files as 8-bit RGB, upright, and counts what had to be decided.
+
+    Grey of 16 bits (or 12) is scaled so that the largest number its format can hold becomes 255; the camera's
+    orientation is applied; what is transparent shows white; of several pages, the first is taken. Integers of 32 bits
+    and floating-point numbers have no largest value that stands for white: they are refused.
+
+    Args:
+        size: edge of the images that are made, in pixels.
+    """
+
+    def __init__(self, size: int):
+        self.size, self.seen = size, Counter()
+
+    def __call__(self, path: str) -> Image.Image:
+        """The image at ``path``.
+
+        Raises:
+            ValueError: its numbers have no known white.
+            OSError: it is damaged.
+        """
+        with Image.open(path) as image:
+            white = _white(image)
+            self.seen["in grey of more than 8 bits, scaled to 8"] += white > 0
+            self.seen["smaller than data.image_size, enlarged"] += min(image.size) < self.size
+            self.seen["of several pages, of which the first was taken"] += getattr(image, "n_frames", 1) > 1
+            upright = ImageOps.exif_transpose(image)
+            if white:
+                return _eight_bits(upright, white).convert("RGB")
+            if not upright.has_transparency_data:
+                return upright.convert("RGB")
+            layer = upright.convert("RGBA")
+            self.seen["with transparent pixels, which became white"] += layer.getchannel("A").getextrema()[0] < 255
+            return Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer).convert("RGB")
+
+    def notes(self) -> list[str]:
+        """A sentence for everything that was decided, with the number of images."""
+        return [f"images {what}: {count}" for what, count in self.seen.items() if count]
+
+
+def _white(image: Image.Image) -> int:
+    """The number that stands for white in grey of more than 8 bits; 0 for images that Pillow converts rightly."""
+    if image.mode.startswith("I;16"):
+        tags = image.tag_v2 if image.format == "TIFF" else {}
+        if tags.get(WHITE) == 0:  # Pillow inverts such images of 8 bits, and not these
+            raise ValueError("grey of 16 bits in which 0 is white; invert it (photometric interpretation 1)")
+        return 2**tags.get(BITS_PER_SAMPLE, (16,))[0] - 1
+    if image.mode == "I" and image.format in ("PNG", "PPM"):  # formats of at most 16 bits, widened by Pillow
+        return 2**16 - 1
+    if image.mode in ("I", "F"):
+        kind = "signed or 32-bit integers" if image.mode == "I" else "floating-point numbers"
+        raise ValueError(f"mode {image.mode} ({kind}), of which no value is known to be white; allowed are 1, 8 and "
+                         "16 bits, grey or colour: scale it to 16 bits")
+    return 0
+
+
+def _eight_bits(image: Image.Image, white: int) -> Image.Image:
+    values = np.asarray(image).astype(np.float64)
+    return Image.fromarray(np.rint(values * (255 / white)).clip(0, 255).astype(np.uint8))
