@@ -310,3 +310,9 @@ def test_groups_of_a_network_in_training_mode_leave_it_as_it_was():
     assert modes == [module.training for module in network.modules()]
     assert all(torch.equal(tensor, network.state_dict()[name]) for name, tensor in before.items())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in network.modules())
+
+
+def test_a_layer_with_a_keyword_is_refused():
+    network = Of(lambda net, x: pooled(net, net.a(input=x)), a=conv(3, 8), **OUT).eval()
+    with pytest.raises(UserError, match=r"'a' gets its input by keyword.*call a\(x\)"):
+        surgery.groups(network, X)

@@ -79,7 +79,9 @@ def test_slope_without_affine_parameters():
 def test_products_are_summed_over_positions(shape):
     x, y = torch.randn(shape, generator=seed()), torch.randn(shape, generator=seed(1))
     wanted = (x * y).flatten(2).sum(2) if len(shape) == 4 else x * y
-    assert torch.allclose(products(x, y), wanted, atol=1e-4)
+    assert torch.allclose(products(x, y, 1 - len(shape)), wanted, atol=1e-4)
+    x, y = x.movedim(1, -1), y.movedim(1, -1)
+    assert torch.allclose(products(x, y, -1), wanted, atol=1e-4)
 
 
 def test_both_kinds_of_labels_cost_only_the_images_that_differ(monkeypatch):

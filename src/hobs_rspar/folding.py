@@ -61,26 +61,38 @@ def following_norms(network: nn.Module, x: Tensor) -> Norms:
         network: untouched.
         x: one image [1, C, H, W].
     """
-    outputs: dict[str, list[Tensor]] = {}
-    readers: dict[nn.BatchNorm2d, list[Tensor]] = {}
-    hooks = [layer.register_forward_hook(lambda _m, _i, out, name=name: outputs.setdefault(name, []).append(out))
+    outputs: dict[str, list[_Seen]] = {}
+    readers: dict[nn.BatchNorm2d, list[_Seen]] = {}
+    hooks = [layer.register_forward_hook(lambda _m, _i, out, name=name: outputs.setdefault(name, []).append(_Seen(out)))
              for name, layer in network.named_modules() if type(layer) is nn.Conv2d]
-    hooks += [norm.register_forward_pre_hook(lambda norm, inputs: readers.setdefault(norm, []).append(inputs[0]))
+    hooks += [norm.register_forward_pre_hook(lambda norm, inputs: readers.setdefault(norm, []).append(_Seen(inputs[0])))
               for norm in network.modules() if type(norm) is nn.BatchNorm2d and norm.track_running_stats
               and not norm.training]
     try:
         with torch.enable_grad():
-            out = network(x.detach().clone().requires_grad_())
+            out = network(x.detach().requires_grad_().clone())  # a leaf may not be changed in place
     finally:
         for handle in hooks:
             handle.remove()
-    reads = _reads(out.grad_fn)
+    reads = _reads(getattr(out, "grad_fn", None))
     return {name: norm for name, seen in outputs.items() for norm, inputs in readers.items()
-            if len(seen) == len(inputs) == 1 and seen[0] is inputs[0] and reads.get(seen[0].grad_fn) == 1}
+            if len(seen) == len(inputs) == 1 and seen[0].same(inputs[0]) and reads.get(seen[0].node) == 1}
+
+
+class _Seen:
+    """A tensor as it was when it was seen: an activation may have changed it in place until it is seen again."""
+
+    def __init__(self, tensor: Tensor):
+        self.tensor, self.node, self.version = tensor, tensor.grad_fn, tensor._version
+
+    def same(self, other: _Seen) -> bool:
+        return self.tensor is other.tensor and self.version == other.version
 
 
 def _reads(end) -> dict:
     """How often the output of each node of an autograd graph is read."""
+    if end is None:
+        return {}
     counts, waiting = {end: 1}, [end]
     while waiting:
         for node, _ in waiting.pop().next_functions:

@@ -11,14 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
 from hobs_rspar.coupling import Groups
 from hobs_rspar.folding import Norms
+from hobs_rspar.curvature.layout import Pass, by_image, channel_axis
 from hobs_rspar.curvature.passes import products, sweep
 from hobs_rspar.data import Images
+from hobs_rspar.errors import UserError
 
 ROWS_BYTES = 2**30  # of the rows of one kind; larger ones are kept in bfloat16
 
@@ -67,9 +70,8 @@ class Gates:
         padded = torch.cat([values, torch.ones_like(values[:, :1])], 1)
 
         def hook(table: Tensor):
-            def multiply(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-                gate = padded[:, table]
-                return (inputs[0] * (gate[:, :, None, None] if inputs[0].dim() == 4 else gate), *inputs[1:])
+            def multiply(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+                return gated(layer, inputs[0], padded[:, table]), *inputs[1:]
             return multiply
 
         hooks = [network.get_submodule(name).register_forward_pre_hook(hook(table.to(values.device)))
@@ -79,6 +81,20 @@ class Gates:
         finally:
             for handle in hooks:
                 handle.remove()
+
+
+def gated(layer: nn.Module, x: Tensor, gate: Tensor) -> Tensor:
+    """A layer's input with its channels multiplied.
+
+    Args:
+        layer: tells where the channels are.
+        x: its input, whose rows may be more than the images [N * k, ...].
+        gate: of all images [1, C], or of each [N, C].
+    """
+    if len(gate) not in (1, len(x)):
+        gate = gate.repeat_interleave(len(x) // len(gate), 0)
+    after = -1 - channel_axis(layer)
+    return x * gate.view(len(gate), *[1] * (x.dim() - 2 - after), -1, *[1] * after)
 
 
 class GateGradients:
@@ -98,14 +114,15 @@ class GateGradients:
         self.network, self.gates = network, gates
         small = 4 * count * gates.total <= ROWS_BYTES
         self.rows = torch.empty(count, gates.total, dtype=torch.float32 if small else torch.bfloat16)
-        self._done = 0
+        self._done, self._pass = 0, Pass()
         self._batch: Tensor | None = None
 
     @contextmanager
     def watching(self, _norms: Norms) -> Iterator[None]:
         """Hooks on all consumers inside the ``with`` block."""
-        hooks = [self.network.get_submodule(name).register_forward_pre_hook(self._hook(table))
-                 for name, table in self.gates.lookup.items()]
+        hooks = [self._pass.watch(self.network)]
+        hooks += [self.network.get_submodule(name).register_forward_pre_hook(self._hook(name, table))
+                  for name, table in self.gates.lookup.items()]
         try:
             yield
         finally:
@@ -114,20 +131,27 @@ class GateGradients:
 
     def collect(self) -> None:
         """Takes what the last backward pass showed as the next rows."""
-        until = self._done + len(self._batch)
-        self.rows[self._done:until] = self._batch[:, :-1].cpu()
+        until = self._done + self._pass.images
+        self.rows[self._done:until] = 0 if self._batch is None else self._batch[:, :-1].cpu()
         self._done, self._batch = until, None
 
-    def _hook(self, table: Tensor):
-        def watch(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    def _hook(self, name: str, table: Tensor):
+        def watch(layer: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             x = inputs[0].detach()
             own = inputs[0].view_as(inputs[0])  # its gradient is that through this consumer alone
-            own.register_hook(lambda gradient: self._add(table.to(x.device), x, gradient))
+            if not own.requires_grad:  # nothing before it has a weight that autograd sees
+                own = x.view_as(x).requires_grad_()
+            own.register_hook(partial(self._add, (name, layer), table.to(x.device), (x, x._version)))
             return own, *inputs[1:]
         return watch
 
-    def _add(self, table: Tensor, x: Tensor, gradient: Tensor) -> None:
-        sums = products(x, gradient)
+    def _add(self, consumer: tuple[str, nn.Module], table: Tensor, seen: tuple[Tensor, int], gradient: Tensor) -> None:
+        (name, layer), (x, version) = consumer, seen
+        if x._version != version:
+            raise UserError(f"the input of '{name}' is changed in place after '{name}' has read it; write that "
+                            "operation out of place (inplace=False)")
+        x, gradient = (by_image(layer, part, self._pass.images) for part in (x, gradient))
+        sums = products(x, gradient, channel_axis(layer))
         if self._batch is None:
             self._batch = sums.new_zeros(len(sums), self.gates.total + 1)  # the last column: always open
         self._batch.index_add_(1, table, sums)

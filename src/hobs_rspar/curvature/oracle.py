@@ -9,12 +9,14 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar.coupling import Group, Groups
+from hobs_rspar.criteria import weights
 from hobs_rspar.folding import following_norms, fused
 from hobs_rspar.data import Images
 
@@ -65,14 +67,16 @@ def _closed_losses(network: nn.Module, group: Group, x: Tensor, labels: Tensor) 
 @contextmanager
 def closed(network: nn.Module, group: Group, channel: int) -> Iterator[None]:
     """Inside the ``with`` block the group's consumers do not see ``channel``: its input weights are zero."""
-    weights = [(network.get_submodule(member.layer).weight, list(member.index[channel]))
-               for member in group.with_role("consumer")]
-    kept = [weight[:, own].clone() for weight, own in weights]
-    for weight, own in weights:
-        weight[:, own] = 0
-    yield
-    for (weight, own), values in zip(weights, kept):
-        weight[:, own] = values
+    found = [(weight, axis, torch.tensor(places[channel], device=weight.device))
+             for member in group.with_role("consumer") for weight, axis, places in weights(network, member)]
+    kept = [weight.index_select(axis, places) for weight, axis, places in found]
+    for weight, axis, places in found:
+        weight.index_fill_(axis, places, 0)
+    try:
+        yield
+    finally:
+        for (weight, axis, places), values in zip(found, kept):
+            weight.index_copy_(axis, places, values)
 
 
 class Record:
@@ -88,17 +92,20 @@ class Record:
         self.outputs: dict[str, Tensor] = {}
         self.begun: dict[str, list[int]] = {}
         self.ended: dict[str, int] = {}
+        self._versions: dict[str, list[int]] = {}
+        self._in_place: set[str] = set()
         self._clock = 0
 
     def __call__(self, x: Tensor) -> Tensor:
         hooks = []
         for name, module in self.modules.items():
-            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._begin(name)))
-            hooks.append(module.register_forward_hook(lambda _m, _i, out, name=name: self._end(name, out)))
-        out = self.network(x)
-        for handle in hooks:
-            handle.remove()
-        return out
+            hooks.append(module.register_forward_pre_hook(partial(self._begin, name)))
+            hooks.append(module.register_forward_hook(partial(self._end, name)))
+        try:
+            return self.network(x)
+        finally:
+            for handle in hooks:
+                handle.remove()
 
     def unaffected(self, group: Group) -> list[str]:
         """Modules, called once, that have ended before any consumer of the group begins."""
@@ -108,17 +115,33 @@ class Record:
     @contextmanager
     def replayed(self, names: list[str]) -> Iterator[None]:
         """Inside the ``with`` block these modules return what they returned."""
-        for name in names:
-            self.modules[name].forward = lambda *_, name=name: self.outputs[name].clone()
-        yield
-        for name in names:
-            del self.modules[name].forward
+        def replay(name: str):
+            def forward(*inputs, **_options) -> Tensor:
+                if name in self._in_place:
+                    return inputs[0].copy_(self.outputs[name])
+                return self.outputs[name].clone()
+            return forward
 
-    def _begin(self, name: str) -> None:
+        for name in names:
+            self.modules[name].forward = replay(name)
+        try:
+            yield
+        finally:
+            for name in names:
+                del self.modules[name].forward
+
+    def _begin(self, name: str, _module: nn.Module, inputs: tuple) -> None:
         self._clock += 1
         self.begun.setdefault(name, []).append(self._clock)
+        self._versions[name] = [part._version for part in inputs if isinstance(part, Tensor)]
 
-    def _end(self, name: str, out: Tensor) -> None:
+    def _end(self, name: str, _module: nn.Module, inputs: tuple, out) -> None:
         self._clock += 1
+        if not isinstance(out, Tensor):
+            return  # its parts are replayed, not itself
+        if [part._version for part in inputs if isinstance(part, Tensor)] != self._versions[name]:
+            if out is not inputs[0]:
+                return  # a block of which some part changes the block's input in place
+            self._in_place.add(name)
         self.ended[name] = self._clock
         self.outputs[name] = out.clone()  # a later operation may change it in place

@@ -15,10 +15,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from hobs_rspar.curvature.layout import LAYERS
 from hobs_rspar.folding import Norms, folded
 from hobs_rspar.data import Images
+from hobs_rspar.errors import UserError
 
 BLOCK = 2**18  # elements of a product that stays in a CPU's cache until it is summed
+BYTES = 2**29  # of what a pass keeps for its backward pass; fewer images a pass where they would keep more
 
 
 class Watcher(Protocol):
@@ -38,7 +41,7 @@ def sweep(network: nn.Module, images: Images, batch_size: int, watchers: Sequenc
     Args:
         network: in evaluation mode; untouched once the sweep has ended.
         images: calibration images [N].
-        batch_size: images a pass.
+        batch_size: images a pass, fewer where a pass would keep more than ``BYTES`` of activations.
         watchers: who listens.
         generator: draws labels from the network's own prediction: second moments of gradients are then the Fisher.
             None takes the images' labels: then they are the *empirical* Fisher.
@@ -46,21 +49,76 @@ def sweep(network: nn.Module, images: Images, batch_size: int, watchers: Sequenc
 
     Returns:
         The labels that were used [N].
+
+    Raises:
+        UserError: outputs are not finite, labels are not classes of the network, or it cannot be differentiated.
     """
     used = []
     with ExitStack() as stack:
         stack.enter_context(_gradients_of_activations(network))
-        norms = stack.enter_context(folded(network, images.normalised(images.pixels[:1])))
+        example = images.normalised(images.pixels[:1])
+        norms = stack.enter_context(folded(network, example))
+        batch_size = affordable(network, example, min(batch_size, len(images)))
         for watcher in watchers:
             stack.enter_context(watcher.watching(norms))
         for _, (x, labels) in zip(progress(range(0, len(images), batch_size)), images.batches(batch_size)):
             with torch.enable_grad():
-                out = network(x)
-                used.append(labels if generator is None else sampled_labels(out, generator))
-                F.cross_entropy(out, used[-1], reduction="sum").backward()
+                used.append(_both_ways(network, x, labels, generator))
             for watcher in watchers:
                 watcher.collect()
     return torch.cat(used)
+
+
+def _both_ways(network: nn.Module, x: Tensor, labels: Tensor, generator: torch.Generator | None) -> Tensor:
+    """One batch forward and backward; the labels that were used [n]."""
+    out = network(x)
+    if not out.isfinite().all():
+        raise UserError(f"{type(network).__name__} gives outputs that are not finite (nan or inf) for calibration "
+                        "images; check its weights, and that the images are normalised as in its training")
+    if generator is not None:
+        labels = sampled_labels(out, generator)
+    elif not 0 <= int(labels.min()) <= int(labels.max()) < out.shape[1]:
+        raise UserError(f"labels go from {int(labels.min())} to {int(labels.max())}, but {type(network).__name__} has "
+                        f"{out.shape[1]} outputs; labels must be within 0 to {out.shape[1] - 1}")
+    loss = F.cross_entropy(out, labels, reduction="sum")
+    try:
+        loss.backward()
+    except RuntimeError as problem:
+        if "inplace operation" not in str(problem) and "does not require grad" not in str(problem):
+            raise
+        raise UserError(f"{type(network).__name__} cannot be differentiated, so it has no curvature: "
+                        f"{str(problem).splitlines()[0]} Write in-place operations on what other layers still need out "
+                        "of place (inplace=False), and do not detach activations") from problem
+    return labels
+
+
+def affordable(network: nn.Module, example: Tensor, most: int) -> int:
+    """Images a pass, at most ``most``, of which a forward pass with gradients keeps no more than ``BYTES``.
+
+    Args:
+        network: as it is going to be passed; it runs on one and on two images.
+        example: one image [1, C, H, W].
+        most: images.
+    """
+    if most < 2:
+        return most
+    each = _kept(network, torch.cat([example, example])) - _kept(network, example)
+    return max(1, min(most, BYTES // max(1, each)))
+
+
+def _kept(network: nn.Module, x: Tensor) -> int:
+    """Bytes of all tensors that autograd saves in a forward pass."""
+    seen: dict[int, int] = {}
+
+    def note(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        seen[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        out = network(x)
+    del out  # until here the graph holds what was counted, so that no address stands for two tensors
+    return sum(seen.values())
 
 
 def sampled_labels(out: Tensor, generator: torch.Generator) -> Tensor:
@@ -68,15 +126,26 @@ def sampled_labels(out: Tensor, generator: torch.Generator) -> Tensor:
     return torch.multinomial(out.detach().softmax(1).cpu(), 1, generator=generator)[:, 0].to(out.device)
 
 
-def products(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of x * y over the positions of every image and channel: [N, C] of [N, C] or [N, C, H, W]."""
+def products(x: Tensor, y: Tensor, axis: int) -> Tensor:
+    """Sum of x * y over the positions of every image and channel.
+
+    Args:
+        x: [N, C], [N, C, H, W], [N, ..., C]: images first.
+        y: likewise.
+        axis: of the channels, counted from the end.
+
+    Returns:
+        [N, C].
+    """
     if x.dim() == 2:
         return x * y
+    positions = [dimension for dimension in range(1, x.dim()) if dimension != x.dim() + axis]
     if x.device.type != "cpu":
-        return (x * y).sum((2, 3))
+        return (x * y).sum(positions)
     size = max(1, BLOCK // x[0].numel())
     buffer = torch.empty_like(x[:size])
-    return torch.cat([torch.mul(a, b, out=buffer[:len(a)]).sum((2, 3)) for a, b in zip(x.split(size), y.split(size))])
+    return torch.cat([torch.mul(a, b, out=buffer[:len(a)]).sum(positions)
+                      for a, b in zip(x.split(size), y.split(size))])
 
 
 @contextmanager
@@ -88,10 +157,12 @@ def _gradients_of_activations(network: nn.Module) -> Iterator[None]:
     start = torch.zeros((), requires_grad=True)
 
     def begin(_layer: nn.Module, _inputs, out: Tensor) -> Tensor:
-        return out if out.requires_grad else _Begin.apply(out, start)
+        if out.requires_grad or not torch.is_grad_enabled():
+            return out
+        return _Begin.apply(out.clone() if out._is_view() else out, start)  # a view may not be marked
 
     hooks = [layer.register_forward_hook(begin, prepend=True) for layer in network.modules()
-             if isinstance(layer, (nn.Conv2d, nn.Linear))]
+             if isinstance(layer, LAYERS)]
     try:
         yield
     finally:

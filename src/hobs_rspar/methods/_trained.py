@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from hobs_rspar.batchnorm import wide_batchnorm
 from hobs_rspar.config import Fraction, Positive, Section
 from hobs_rspar.coupling import Group
+from hobs_rspar.criteria import places_of, weights
 from hobs_rspar.data import Images, random_crops
 from hobs_rspar.device import autocast
 
@@ -58,7 +59,7 @@ def training_loss(network: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
 
 @torch.no_grad()
 def close(network: nn.Module, group: Group, channels: list[int]) -> None:
-    """Sets all parameters of some channels to zero, wherever the group has them."""
+    """Sets all weights of some channels to zero, wherever the group has them."""
     for member in group.members if channels else ():
-        layer, places = network.get_submodule(member.layer), torch.tensor(member.of(channels))
-        layer.weight.index_fill_(1 if member.role == "consumer" else 0, places.to(layer.weight.device), 0)
+        for weight, axis, places in weights(network, member):
+            weight.index_fill_(axis, places_of(places, channels, weight.device), 0)

@@ -132,9 +132,9 @@ class Layers:
         name = group.with_role("producer")[0].layer
         macs, outputs, inputs = layers[name]
         layer = network.get_submodule(name)
-        kernel = layer.kernel_size[0] if isinstance(layer, nn.Conv2d) else 1
-        edge = (macs / (outputs * inputs * kernel**2)) ** 0.5
-        return [outputs, inputs, edge, edge, layer.stride[0] if isinstance(layer, nn.Conv2d) else 1, kernel, macs]
+        kernel, stride = (getattr(layer, name, (1,))[0] for name in ("kernel_size", "stride"))
+        edge = (macs / layer.weight.numel()) ** 0.5
+        return [outputs, inputs, edge, edge, stride, kernel, macs]
 
 
 class Agent:

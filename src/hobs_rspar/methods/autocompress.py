@@ -26,7 +26,7 @@ from hobs_rspar.allocation.environment import PruningEnvironment
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.config import Positive
 from hobs_rspar.coupling import Groups
-from hobs_rspar.criteria import filter_norms
+from hobs_rspar.criteria import filter_norms, places_of, weights
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.methods._trained import Above, TrainingOptions, batches, close, training_loss
 from hobs_rspar.plan import PruningPlan
@@ -128,7 +128,8 @@ class Admm:
     def pull(self) -> None:
         """Adds the gradient rho (W - Z + U)."""
         for name, weight in self._weights(self.network):
-            weight.grad += self.rho * (weight.detach() - self.z[name] + self.u[name])
+            if weight.grad is not None:  # a frozen weight has none
+                weight.grad += self.rho * (weight.detach() - self.z[name] + self.u[name])
 
     def _weights(self, network: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
         """Producers of the groups that may shrink."""
@@ -143,9 +144,9 @@ def nearest_of_widths(network: nn.Module, groups: Groups, widths: Sequence[int])
     for group, norm, width in zip(groups, filter_norms(network, groups, 2), widths):
         gone = torch.argsort(norm, stable=True)[:group.channels - int(width)].tolist()
         for member in group.with_role("producer", "depthwise") if not group.protected else ():
-            weight = network.get_submodule(member.layer).weight
-            weight[torch.tensor(member.of(gone), dtype=torch.long, device=weight.device)] = 0
-            yield member.layer, weight.detach()
+            for weight, axis, places in weights(network, member):
+                weight.index_fill_(axis, places_of(places, gone, weight.device), 0)
+            yield member.layer, network.get_submodule(member.layer).weight.detach()
 
 
 def remove(network: nn.Module, groups: Groups, widths: Sequence[int]) -> None:

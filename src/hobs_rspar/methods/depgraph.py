@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar.allocation.threshold import threshold_widths
-from hobs_rspar.coupling import Groups, Member
-from hobs_rspar.criteria import group_norms
+from hobs_rspar.coupling import Groups
+from hobs_rspar.criteria import group_norms, weights
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.methods._trained import NonNegative, TrainingOptions, batches, close, training_loss
 from hobs_rspar.plan import PruningPlan
@@ -63,8 +63,9 @@ def pull(network: nn.Module, groups: Groups, options: Options) -> None:
     for group, norms in zip(groups, group_norms(network, groups)):
         gamma = strengths(norms, options.alpha) * options.strength
         for member in group.members if not group.protected else ():
-            weight = network.get_submodule(member.layer).weight
-            weight.grad += spread(gamma, member, weight) * weight
+            for weight, axis, places in weights(network, member):
+                if weight.grad is not None:  # a frozen weight has none
+                    weight.grad += spread(gamma, weight, axis, places) * weight
 
 
 def strengths(norms: Tensor, alpha: float) -> Tensor:
@@ -74,11 +75,10 @@ def strengths(norms: Tensor, alpha: float) -> Tensor:
     return 2 ** (alpha * (squared.max() - squared) / span.clamp_min(1e-30))
 
 
-def spread(gamma: Tensor, member: Member, weight: Tensor) -> Tensor:
+def spread(gamma: Tensor, weight: Tensor, axis: int, places: list[list[int]]) -> Tensor:
     """A channel's strength at all of its places in a weight, shaped to multiply it; 0 where the group has none."""
-    axis = 1 if member.role == "consumer" else 0
     values = torch.zeros(weight.shape[axis], dtype=gamma.dtype)
-    values[torch.tensor(member.index)] = gamma[:, None]
+    values[torch.tensor(places)] = gamma[:, None]
     return values.view([-1 if dimension == axis else 1 for dimension in range(weight.dim())]).to(weight)
 
 

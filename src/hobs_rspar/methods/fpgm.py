@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hobs_rspar.config import Section
 from hobs_rspar.coupling import Group
+from hobs_rspar.criteria import filters
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
 
@@ -30,6 +31,6 @@ def distances(network: nn.Module, group: Group) -> Tensor:
     """Sum of a channel's filter's distances to all filters of its layer, over the group's producers [channels]."""
     total = torch.zeros(group.channels, dtype=torch.float64)
     for member in group.with_role("producer", "depthwise"):
-        filters = network.get_submodule(member.layer).weight.detach().double().cpu().flatten(1)
-        total += torch.cdist(filters, filters).sum(1)[torch.tensor(member.index)].sum(1)
+        rows = filters(network.get_submodule(member.layer)).double().cpu()
+        total += torch.cdist(rows, rows).sum(1)[torch.tensor(member.index)].sum(1)
     return total

@@ -45,7 +45,8 @@ def plan(context: Context, options: Options) -> PruningPlan:
     environment = PruningEnvironment(context.network, context.groups, order, context.factors,
                                      context.calibration.first(256), context.validation.first(options.images),
                                      refit=False)
-    lesser = np.array([float(norm.sort().values[:len(norm) // 2].sum() / norm.sum()) for norm in norms])
+    lesser = np.array([float(norm.sort().values[:len(norm) // 2].sum() / norm.sum().clamp_min(1e-30))
+                       for norm in norms])
     widths = search(context.space, environment, lesser, options, context.derived_seed)
     history = {"evaluations": environment.evaluations, "images": environment.images, "episodes": [], "measured": [],
                "chosen": "highest accuracy of all episodes"}
@@ -80,7 +81,7 @@ def search(space: Space, environment: PruningEnvironment, lesser: np.ndarray, op
 def adjacency(groups: Groups) -> Tensor:
     """Groups that share a layer, one as its input and the other as its output, and themselves; rows sum to 1."""
     joined = torch.eye(len(groups))
-    layers = [{member.layer for member in group.members} for group in groups]
+    layers = [{member.layer for member in group.members if member.role != "norm"} for group in groups]
     for i, own in enumerate(layers):
         for j, other in enumerate(layers):
             joined[i, j] = float(bool(own & other))

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hobs_rspar.config import Positive, Section
 from hobs_rspar.coupling import Groups, Member
+from hobs_rspar.curvature.layout import Pass, by_image, channel_axis
 from hobs_rspar.data import Images
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
@@ -39,8 +40,10 @@ def plan(context: Context, options: Options) -> PruningPlan:
 def mean_ranks(network: nn.Module, groups: Groups, images: Images) -> list[Tensor]:
     """Mean rank of every channel's map, over images and over the layers that read it: per group [channels]."""
     found = [[torch.zeros(group.channels) for _ in group.with_role("consumer")] for group in groups]
-    hooks = [network.get_submodule(member.layer).register_forward_pre_hook(adder(member, total))
-             for group, totals in zip(groups, found) for member, total in zip(group.with_role("consumer"), totals)]
+    count = Pass()
+    hooks = [count.watch(network)]
+    hooks += [network.get_submodule(member.layer).register_forward_pre_hook(adder(member, total, count))
+              for group, totals in zip(groups, found) for member, total in zip(group.with_role("consumer"), totals)]
     try:
         for x, _ in images.batches(BATCH):
             network(x)
@@ -51,20 +54,22 @@ def mean_ranks(network: nn.Module, groups: Groups, images: Images) -> list[Tenso
             for group, totals in zip(groups, found)]
 
 
-def adder(member: Member, total: Tensor):
+def adder(member: Member, total: Tensor, count: Pass):
     """A hook that adds to ``total`` [channels] the ranks of the maps that the member reads."""
-    def add(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        total.add_(torch.linalg.matrix_rank(maps(inputs[0].float(), member)).sum(0).cpu())
+    def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        x = by_image(layer, inputs[0].float(), count.images)
+        total.add_(torch.linalg.matrix_rank(maps(x.movedim(channel_axis(layer), 1), member)).sum(0).cpu())
     return add
 
 
 def maps(x: Tensor, member: Member) -> Tensor:
-    """A layer's input as one matrix per image and channel of the group [n, channels, rows, columns].
+    """A layer's input [n, inputs, ...] as one matrix per image and channel of the group [n, channels, rows, columns].
 
-    A map that was flattened for a linear layer becomes a square again, or a row where it was none.
+    A map that was flattened (for a linear layer, or to tokens) becomes a square again, or a row where it was none.
     """
-    parts = x[:, torch.tensor(member.index)]
-    if x.dim() == 4:
-        return parts.flatten(2, 3)
+    parts = x[:, torch.tensor(member.index)]  # [n, channels, places of each, *positions]
+    if x.dim() > 3:
+        return parts.flatten(2, -2)
+    parts = parts.flatten(2)
     side = math.isqrt(parts.shape[2])
     return parts.unflatten(2, (side, side) if side**2 == parts.shape[2] else (1, -1))

@@ -23,7 +23,7 @@ from hobs_rspar.allocation.sac import SoftActorCritic, perceptron
 from hobs_rspar.allocation.walk import Walk, features
 from hobs_rspar.config import Positive
 from hobs_rspar.coupling import Groups
-from hobs_rspar.criteria import filter_norms
+from hobs_rspar.criteria import filter_norms, places_of, weights
 from hobs_rspar.curvature.gates import Gates
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.methods._trained import NonNegative, TrainingOptions, batches, training_loss
@@ -135,6 +135,6 @@ def misaligned(network: nn.Module, groups: Groups, mask: Tensor) -> Tensor:
     for group, kept in zip(groups, mask.split(groups.sizes.tolist())):
         closed = (kept == 0).nonzero()[:, 0].tolist()
         for member in group.with_role("producer", "depthwise") if closed else ():
-            weight = network.get_submodule(member.layer).weight
-            total = total + weight[torch.tensor(member.of(closed), device=weight.device)].norm().cpu()
+            for weight, axis, places in weights(network, member):
+                total = total + weight.index_select(axis, places_of(places, closed, weight.device)).norm().cpu()
     return total

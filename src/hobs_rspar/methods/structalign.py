@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from hobs_rspar.config import Share
 from hobs_rspar.coupling import Groups
+from hobs_rspar.criteria import places_of, weights
 from hobs_rspar.curvature.gates import Gates
 from hobs_rspar.methods._gated import OPEN, Macs, loss_under, planned, sampled
 from hobs_rspar.methods._gated import Options as GatedOptions
@@ -102,8 +103,7 @@ def shrink(network: nn.Module, groups: Groups, gates: Tensor, amount: float) -> 
     for group, value in zip(groups, gates.cpu().split(groups.sizes.tolist())):
         closed = (value == 0).nonzero()[:, 0].tolist()
         for member in group.with_role("producer", "depthwise") if closed else ():
-            weight = network.get_submodule(member.layer).weight
-            rows = torch.tensor(member.of(closed), device=weight.device)
-            filters = weight[rows]
-            norms = filters.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (weight.dim() - 1))
-            weight[rows] = filters * (1 - amount * len(closed) / group.channels / norms).clamp_min(0)
+            for weight, axis, places in weights(network, member):
+                rows, filters = places_of(places, closed, weight.device), weight.movedim(axis, 0)  # a view
+                norms = filters[rows].flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, *[1] * (weight.dim() - 1))
+                filters[rows] *= (1 - amount * len(closed) / group.channels / norms).clamp_min(0)

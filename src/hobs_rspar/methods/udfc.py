@@ -43,14 +43,21 @@ def plan(context: Context, options: Options) -> PruningPlan:
     widths = context.space.uniform
     for group, norm, width in zip(context.groups, norms, widths):
         order = torch.argsort(-norm, stable=True)
-        if len(order) > width and plain(group):
+        if len(order) > width and plain(network, group):
             fold(network, group, order[:width].sort().values, order[width:].sort().values, options.alpha)
     return context.keep_best(norms, widths, "L1 norm, uniform widths, compensated without data", trained=network)
 
 
-def plain(group: Group) -> bool:
+def plain(network: nn.Module, group: Group) -> bool:
     """Whether one convolution and its batch norm give the channels, and layers that mix them read them."""
-    return [member.role for member in group.members if member.role != "consumer"] == ["producer", "norm"]
+    if [member.role for member in group.members if member.role != "consumer"] != ["producer", "norm"]:
+        return False
+    producer, norm = (group.with_role(role)[0] for role in ("producer", "norm"))
+    consumers = [network.get_submodule(member.layer) for member in group.with_role("consumer")]
+    layer, norm = network.get_submodule(producer.layer), network.get_submodule(norm.layer)
+    return (type(layer) is nn.Conv2d and len(producer.index[0]) == 1
+            and type(norm) is nn.BatchNorm2d and norm.track_running_stats
+            and all(type(each) in (nn.Conv2d, nn.Linear) and getattr(each, "groups", 1) == 1 for each in consumers))
 
 
 @torch.no_grad()
@@ -74,7 +81,8 @@ def coefficients(layer: nn.Conv2d, norm: nn.BatchNorm2d, kept: Tensor, gone: Ten
     alpha (gamma_j / sigma_j)^2 (K_j - sum s_i K_i)^2, which is the paper's without the division by gamma_j.
     """
     scale = slope(norm).double()
-    constant = norm.bias.double() - norm.running_mean.double() * scale
+    level = norm.running_mean.double() if layer.bias is None else norm.running_mean.double() - layer.bias.double()
+    constant = -level * scale if norm.bias is None else norm.bias.double() - level * scale
     filters = layer.weight.double().flatten(1) * scale[:, None]
     products = filters[kept] @ filters[kept].T
     products += DAMPING * products.diagonal().mean() * torch.eye(len(kept), dtype=products.dtype, device=scale.device)

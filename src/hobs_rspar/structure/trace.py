@@ -18,7 +18,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from hobs_rspar.cost import without_fast_paths
+from hobs_rspar.cost import LAYERS, without_fast_paths
+from hobs_rspar.errors import UserError
 from hobs_rspar.structure import labels
 from hobs_rspar.structure.channels import Channels
 from hobs_rspar.structure.labels import Part
@@ -117,7 +118,8 @@ class Trace(TorchDispatchMode):
     def _watching_modules(self) -> Iterator[None]:
         hooks = []
         for name, module in self.network.named_modules():
-            hooks.append(module.register_forward_pre_hook(lambda *_, name=name: self._enter(name)))
+            hooks.append(module.register_forward_pre_hook(lambda module, inputs, name=name:
+                                                          self._enter(name, module, inputs)))
             hooks.append(module.register_forward_hook(lambda *_: self._leave(), always_call=True))
         try:
             yield
@@ -126,7 +128,10 @@ class Trace(TorchDispatchMode):
             for handle in hooks:
                 handle.remove()
 
-    def _enter(self, name: str) -> None:
+    def _enter(self, name: str, module: nn.Module, inputs: tuple) -> None:
+        if isinstance(module, LAYERS) and not inputs:
+            raise UserError(f"{type(self.network).__name__}: '{name}' gets its input by keyword, where no hook sees it; "
+                            f"call {name}(x) in place of {name}(input=x)")
         self._stack.append(name)
         self.order.setdefault(name, len(self.order))
 
