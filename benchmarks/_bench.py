@@ -11,7 +11,7 @@ import torch
 from _experiment import publish
 from torch import nn
 
-from hobs_rspar import checkpoint, config, data, surgery, training
+from hobs_rspar import checkpoint, config, data, slicing, training
 from hobs_rspar.allocation.expense import limited
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.coupling import Groups
@@ -103,7 +103,7 @@ class Bench:
         dense, _ = checkpoint.load_with_spec(self.paths.dense / "dense.safetensors")
         if plan.weights:
             dense = checkpoint.fit(dense, plan.weights, plan.method)
-        pruned = surgery.remove(dense, self.groups, plan)
+        pruned = slicing.remove(dense, self.groups, plan)
         dense, pruned = (network.to(self.device, memory_format=torch.channels_last) for network in (dense, pruned))
         options = self.params.prune
         repair.carry_out(plan, pruned, dense, self.groups, self.splits["calibration"].first(options.images), options,

@@ -11,7 +11,7 @@ import time
 import torch
 
 from _stage import cell_arguments, record_seconds, run
-from hobs_rspar import checkpoint, config, cost, data, surgery
+from hobs_rspar import checkpoint, config, cost, data, slicing
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature import repair
 from hobs_rspar.device import keep_freed_memory, resolve_device
@@ -39,7 +39,7 @@ def main() -> None:
     plan.check(groups)
     if trained := checkpoint.load_tensors(folder / "weights.safetensors")[0]:
         dense = checkpoint.fit(dense, trained, str(folder / "weights.safetensors"))
-    pruned = surgery.remove(dense, groups, plan)
+    pruned = slicing.remove(dense, groups, plan)
     counted = check_budget(pruned, dense, spec, plan, params.allocation)
 
     dense, pruned = (network.to(device, memory_format=torch.channels_last) for network in (dense, pruned))

@@ -12,7 +12,7 @@ import torch
 from small import IMAGES, ZOO, Stream, assert_same, context, images, seeded, snapshot, trained, zoo, zoo_groups
 from torch.nn import functional as F
 
-from hobs_rspar import cost, surgery
+from hobs_rspar import cost, slicing, surgery
 from hobs_rspar.allocation.environment import PruningEnvironment
 from hobs_rspar.allocation.expense import Macs, Milliseconds, limited
 from hobs_rspar.allocation.penalty import AdaptivePenalty
@@ -519,7 +519,7 @@ def test_without_refit_the_weights_stay(small):
 
 def test_refit_and_statistics_help(small):
     ours = environment(small)
-    plain = surgery.sliced(small.network, small.groups, ours.kept(WIDTHS))
+    plain = slicing.sliced(small.network, small.groups, ours.kept(WIDTHS))
     cut = F.cross_entropy(logits(plain, small.validation), small.validation.labels).item()
     reestimate_batchnorm(plain, small.calibration)
     normed = F.cross_entropy(logits(plain, small.validation), small.validation.labels).item()

@@ -14,7 +14,7 @@ from hobs_rspar import checkpoint, config, data, training
 from hobs_rspar.curvature import repair
 from hobs_rspar.hardware.latency_table import LatencyTable
 from hobs_rspar.plan import PruningPlan
-from hobs_rspar.surgery import remove
+from hobs_rspar.slicing import remove
 
 METHODS = ["unpruned", "l1", "l1_repair"]
 

@@ -25,7 +25,7 @@ from small import (
     zoo_groups,
 )
 
-from hobs_rspar import config, cost, surgery, training
+from hobs_rspar import config, cost, slicing, surgery, training
 from hobs_rspar.config import available_methods, method_options
 from hobs_rspar.coupling import Member
 from hobs_rspar.curvature.gates import Gates, gate_gradients
@@ -69,7 +69,7 @@ def assert_valid(plan: PruningPlan, name: str, where) -> None:
     """The plan says what surgery gives, and the budget is met."""
     spec, groups = ZOO[name], where.groups
     plan.check(groups)
-    pruned = surgery.remove(where.network, groups, plan)
+    pruned = slicing.remove(where.network, groups, plan)
     counted = cost.count(pruned, spec.example()).macs
     assert plan.macs == counted and plan.dense_macs == cost.count(where.network, spec.example()).macs
     if plan.method != "unpruned":
@@ -747,7 +747,7 @@ def test_scratch_trains_our_architecture_from_random_weights():
     assert plan.extra_training_images * plan.macs_ratio == pytest.approx(1280, abs=32)
     dense = copy.deepcopy(where.network)
     dense.load_state_dict(plan.weights)
-    network, held_out = surgery.remove(dense, where.groups, plan), images(256, 1, 28, 10, seed=3)
+    network, held_out = slicing.remove(dense, where.groups, plan), images(256, 1, 28, 10, seed=3)
     assert training.accuracy(training.logits(network, held_out), held_out.labels) > 60  # chance: 10
     for (name, tensor), old in zip(network.named_parameters(), rebuilt(where.network, where.groups,
                                                                        plan.kept).parameters()):

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from hobs_rspar import cost, surgery
+from hobs_rspar import cost, slicing, surgery
 from hobs_rspar.errors import UserError
 
 X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -159,7 +159,7 @@ def test_these_are_cut_rightly(kind):
     random = np.random.default_rng(0)
     kept = [sorted(random.choice(g.channels, max(1, g.channels // 2), replace=False).tolist()) if not g.protected
             else list(range(g.channels)) for g in groups]
-    small = surgery.sliced(network, groups, kept)
+    small = slicing.sliced(network, groups, kept)
     x = torch.randn(3, 3, 16, 16)
     with torch.no_grad():
         wanted = closed(network, groups, kept)(x)
@@ -248,7 +248,7 @@ def test_layer_norms_take_their_statistics_over_what_is_left():
     nn.init.uniform_(network[1].bias)
     groups, x = surgery.groups(network, X), torch.randn(3, 3, 16, 16)
     assert [group.name for group in groups if not group.protected] == ["0"]
-    small = surgery.sliced(network, groups, [[1, 4, 5, 9]])
+    small = slicing.sliced(network, groups, [[1, 4, 5, 9]])
     y = F.layer_norm(network[0](x)[:, [1, 4, 5, 9]].permute(0, 2, 3, 1), [4], network[1].weight[[1, 4, 5, 9]],
                      network[1].bias[[1, 4, 5, 9]])
     wanted = F.gelu(y).mean((1, 2)) @ network[-1].weight[:, [1, 4, 5, 9]].T + network[-1].bias
@@ -264,7 +264,7 @@ def test_what_runs_in_training_only_is_cut_with_its_inputs():
     torch.manual_seed(0)
     network = Of(forward, base=conv(3, 12), lamp=conv(12, 8), side=nn.Linear(12, 10), **OUT).eval()
     groups = surgery.groups(network, X)
-    small = surgery.sliced(network, groups, [[0, 3, 4], list(range(8))])
+    small = slicing.sliced(network, groups, [[0, 3, 4], list(range(8))])
     assert small.side.in_features == 3
     main, side = small.train()(torch.randn(2, 3, 16, 16))
     assert main.shape == side.shape == (2, 10)
@@ -314,5 +314,5 @@ def test_groups_of_a_network_in_training_mode_leave_it_as_it_was():
 
 def test_a_layer_with_a_keyword_is_refused():
     network = Of(lambda net, x: pooled(net, net.a(input=x)), a=conv(3, 8), **OUT).eval()
-    with pytest.raises(UserError, match=r"'a' gets its input by keyword.*call a\(x\)"):
+    with pytest.raises(UserError, match=r"'a' of Of gets its input by keyword.*call a\(x\)"):
         surgery.groups(network, X)

@@ -26,7 +26,7 @@ from small import (
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from hobs_rspar import checkpoint, cost, surgery
+from hobs_rspar import checkpoint, cost, slicing, surgery
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.gates import Gates
 from hobs_rspar.errors import UserError
@@ -54,7 +54,7 @@ def test_pruned_network_is_the_masked_one(name, seed):
     network, groups, spec = zoo(name), zoo_groups(name), ZOO[name]
     before, kept, x = snapshot(network), random_kept(groups, seed), batch(spec)
     plan = plan_of(groups, kept, name)
-    pruned = surgery.remove(network, groups, plan)
+    pruned = slicing.remove(network, groups, plan)
     wanted, dense = masked(network, groups, kept, x), network(x)
     assert (wanted[0] - wanted[1]).abs().max() > 1e-2 * wanted.abs().max()  # it still tells images apart
     assert not close(wanted, dense)  # and the removed channels mattered
@@ -75,7 +75,7 @@ def test_networks_of_a_users_own(kind, seed):
     network, x = seeded(kind), IMAGES
     groups = surgery.groups(network, x[:1])
     kept = random_kept(groups, seed, least=0)
-    pruned = surgery.remove(network, groups, plan_of(groups, kept))
+    pruned = slicing.remove(network, groups, plan_of(groups, kept))
     assert close(pruned(x), masked(network, groups, kept, x))
     assert close(rebuilt(network, groups, kept)(x), pruned(x))
     assert int(groups.macs(np.array([len(k) for k in kept]))) == cost.count(pruned, x[:1]).macs
@@ -84,7 +84,7 @@ def test_networks_of_a_users_own(kind, seed):
 @pytest.mark.parametrize("name", ["resnet8", "mobilenet_v2", "efficientnet_b0"])
 def test_saved_and_loaded_without_its_plan(name, tmp_path):
     network, groups, spec = zoo(name), zoo_groups(name), ZOO[name]
-    pruned = surgery.remove(network, groups, plan_of(groups, random_kept(groups, 5), name))
+    pruned = slicing.remove(network, groups, plan_of(groups, random_kept(groups, 5), name))
     checkpoint.save(tmp_path / "pruned.safetensors", pruned, spec)
     loaded, found = checkpoint.load_with_spec(tmp_path / "pruned.safetensors")
     x = batch(spec)
@@ -109,7 +109,7 @@ def test_the_same_weights_give_the_same_bytes(tmp_path):
 def test_single_channels_survive_everywhere():
     network, groups, x = zoo("resnet20"), zoo_groups("resnet20"), batch(ZOO["resnet20"])
     kept = [[group.channels // 2] for group in groups]
-    pruned = surgery.remove(network, groups, plan_of(groups, kept, "resnet20"))
+    pruned = slicing.remove(network, groups, plan_of(groups, kept, "resnet20"))
     assert close(pruned(x), masked(network, groups, kept, x))
     assert cost.count(pruned, x[:1]).macs == groups.macs(np.ones(len(groups)))
 
@@ -117,7 +117,7 @@ def test_single_channels_survive_everywhere():
 def test_a_pruned_network_can_be_trained_and_traced_again():
     network, x = seeded(Mixed), IMAGES
     groups = surgery.groups(network, x[:1])
-    pruned = surgery.remove(network, groups, plan_of(groups, random_kept(groups, 1)))
+    pruned = slicing.remove(network, groups, plan_of(groups, random_kept(groups, 1)))
     again = surgery.groups(pruned, x[:1])
     assert again.sizes.tolist() == [len(kept) for kept in random_kept(groups, 1)]
     assert again.dense_macs == cost.count(pruned, x[:1]).macs
@@ -222,7 +222,7 @@ def test_a_plan_for_another_network_is_refused():
     with pytest.raises(UserError, match="made for 'resnet8' with 6 groups, this network has 12"):
         plan.check(zoo_groups("resnet20"))
     with pytest.raises(UserError, match="the plan is for another network"):
-        surgery.remove(seeded(Mixed), surgery.groups(seeded(Mixed), IMAGES[:1]), plan)
+        slicing.remove(seeded(Mixed), surgery.groups(seeded(Mixed), IMAGES[:1]), plan)
 
 
 @pytest.mark.parametrize("kept", [

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 
 from torch import Tensor, nn
 
-from hobs_rspar import admission, cost, loaders, surgery
+from hobs_rspar import admission, cost, loaders, slicing, surgery
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.batches import check_range
 from hobs_rspar.classifier import check_classifier
@@ -259,7 +259,7 @@ def _carry_out(job: Job, plan: PruningPlan) -> tuple[nn.Module, dict]:
     if plan.weights is not None:
         dense = copy.deepcopy(dense)
         dense.load_state_dict(plan.weights)
-    pruned = surgery.remove(dense, job.groups, plan)
+    pruned = slicing.remove(dense, job.groups, plan)
     top1["pruned"] = job.top1(pruned)
     repair.carry_out(plan, pruned, dense, job.groups, job.calibration, RepairOptions(), seed)
     top1["repaired"] = top1["pruned"] if plan.repair == "none" else job.top1(pruned)

@@ -1,4 +1,4 @@
-"""Groups of a network by trace and self-check, and the physical removal of channels by slicing along them."""
+"""Groups of a network by trace and self-check, and the published front of surgery, which removes filters by name."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from hobs_rspar import checkpoint, cost
+from hobs_rspar import cost
 from hobs_rspar.admission import check_example, check_network
 from hobs_rspar.cost import LAYERS
 from hobs_rspar.coupling import Group, Groups
 from hobs_rspar.curvature.patches import reproduces
 from hobs_rspar.errors import UserError
 from hobs_rspar.protection import protected
+from hobs_rspar.slicing import sliced
 from hobs_rspar.structure.grouping import found_groups
 from hobs_rspar.structure.selfcheck import verified
 from hobs_rspar.structure.trace import Trace
@@ -110,29 +111,6 @@ def _seen(network: nn.Module, x: Tensor, names: list[str], opaque: dict[str, str
         for handle in hooks:
             handle.remove()
     return found
-
-
-def remove(network: nn.Module, groups: Groups, plan) -> nn.Module:
-    """A physically pruned copy of ``network``.
-
-    Args:
-        network: the dense network; untouched.
-        groups: of the network.
-        plan: a :class:`PruningPlan`.
-
-    Returns:
-        The smaller network, in evaluation mode; frozen parameters stay frozen, tied ones tied.
-
-    Raises:
-        UserError: the plan is for another network.
-    """
-    plan.check(groups)
-    return sliced(network, groups, plan.kept)
-
-
-def sliced(network: nn.Module, groups: Groups, kept: Sequence[Sequence[int]]) -> nn.Module:
-    """A copy of ``network`` in which every group keeps the channels ``kept[g]`` (sorted)."""
-    return checkpoint.fit(copy.deepcopy(network), groups.sliced(network.state_dict(), kept), type(network).__name__)
 
 
 class PhysicalPruner:

@@ -97,9 +97,12 @@ def _moved(func, args: tuple, kwargs: dict, given: dict[Tensor, Tensor]):
     kwargs = {key: value for key, value in kwargs.items() if key != "memory_format"}
     if func.is_view:  # views of labels are views, too: what is copied into one is seen in the other
         return func(*_swapped(args, lambda t: by_identity.get(id(t), t)), **kwargs)
-    # Shifted by 1, so that padding by zeros gives -1; in double, because some moves exist for floating point only.
-    moved = func(*_swapped(args, lambda t: by_identity[id(t)].double() + 1 if id(t) in by_identity else
-                           torch.zeros(t.shape, dtype=torch.double) if t.dtype.is_floating_point else t), **kwargs)
+    def shifted(tensor: Tensor) -> Tensor:  # by 1, so that padding by zeros gives -1; some moves are for doubles only
+        if id(tensor) in by_identity:
+            return by_identity[id(tensor)].double() + 1
+        return torch.zeros(tensor.shape, dtype=torch.double) if tensor.dtype.is_floating_point else tensor.cpu()
+
+    moved = func(*_swapped(args, shifted), **kwargs)
     return [piece.long() - 1 for piece in moved] if isinstance(moved, (list, tuple)) else moved.long() - 1
 
 

@@ -130,7 +130,7 @@ class Trace(TorchDispatchMode):
 
     def _enter(self, name: str, module: nn.Module, inputs: tuple) -> None:
         if isinstance(module, LAYERS) and not inputs:
-            raise UserError(f"{type(self.network).__name__}: '{name}' gets its input by keyword, where no hook sees it; "
+            raise UserError(f"'{name}' of {type(self.network).__name__} gets its input by keyword, which no hook sees; "
                             f"call {name}(x) in place of {name}(input=x)")
         self._stack.append(name)
         self.order.setdefault(name, len(self.order))
