@@ -2,63 +2,36 @@
 
 Its own pruner and criteria, used as its examples do, down to the study's MACs; then the same recovery, the same images
 and one timing for all networks in turns. Validation images and seeds of development: test images are not looked at.
+
+A second table is of an ImageNet network without any training (benchmarks/_oneshot.py); it needs a folder with weights
+and images, which the environment variable ``IMAGENET_SAMPLE`` names.
 """
 
 import copy
 import statistics as plain
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
+import _oneshot
 import torch
 import torch_pruning as tp
 from _bench import Bench, budget_of_macs, publish_tables
 from _experiment import run
+from _torch_pruning import PEERS, STEPS, Task
 from torch import nn
-from torch.nn import functional as F
 
 from hobs_rspar import config, cost
 from hobs_rspar.curvature import repair
-from hobs_rspar.data import Images
 from hobs_rspar.device import keep_freed_memory
 from hobs_rspar.progress import bar
 
 SEEDS = (0, 1)  # of development
-STEPS = 40  # of Torch-Pruning's pruner, from all channels to none; scores are computed anew before each
-IMAGES = 128  # calibration images of its gradients before each step
+IMAGES = 128  # calibration images of Torch-Pruning's gradients before each of its steps
 BATCH, SECONDS = 64, 20  # of the timing, for all networks together
 OURS = ("hobs_uniform", "hobs_rspar")
 COLUMNS = [["network", "Network"], ["macs_ratio", "MACs kept"], ["params_ratio", "Parameters kept"],
            ["before", "Before recovery (%)"], ["top1", "Top-1 after recovery (%)"], ["seconds", "Seconds to prune"],
            ["speedup", f"Speedup, batch {BATCH}"]]
-Backward = Callable[[nn.Module, Images], None]
-
-
-def once(importance) -> Backward:
-    """The gradient of the mean loss, which Taylor's criterion reads from the parameters."""
-    def backward(network: nn.Module, images: Images) -> None:
-        network.zero_grad()
-        F.cross_entropy(network(images.normalised(images.pixels)), images.labels).backward()
-    return backward
-
-
-def by_image(importance) -> Backward:
-    """Squared gradients, image by image, as the Hessian criterion of Torch-Pruning asks for."""
-    def backward(network: nn.Module, images: Images) -> None:
-        importance.zero_grad()
-        for x, label in images.batches(1):
-            network.zero_grad()
-            F.cross_entropy(network(x), label).backward()
-            importance.accumulate_grad(network)
-    return backward
-
-
-# name -> criterion, the gradients that it needs, whether it compares channels of all layers
-PEERS = {
-    "GroupMagnitude, uniform": (tp.importance.GroupMagnitudeImportance, None, False),
-    "GroupMagnitude, global": (tp.importance.GroupMagnitudeImportance, None, True),
-    "GroupTaylor, global": (tp.importance.GroupTaylorImportance, once, True),
-    "GroupHessian, global": (tp.importance.GroupHessianImportance, by_image, True),
-}
 
 
 def main() -> None:
@@ -79,34 +52,16 @@ def main() -> None:
             "Speedup: dense time / pruned time, all networks timed in turns.")
     publish_tables(params, subject, started, [
         {"name": "peers", "title": f"Torch-Pruning by itself and ours: {subject}", "note": note, "columns": COLUMNS,
-         "rows": rows}])
+         "rows": rows}, _oneshot.table()])
 
 
 def theirs(bench: Bench) -> Iterator[tuple[str, tuple[nn.Module, float]]]:
     """Name, network and seconds for every criterion of Torch-Pruning."""
-    for name, (criterion, gradients, everywhere) in PEERS.items():
-        started, importance = time.perf_counter(), criterion()
-        backward = gradients(importance) if gradients else None
-        yield f"Torch-Pruning: {name}", (pruned(bench, importance, backward, everywhere), time.perf_counter() - started)
-
-
-def pruned(bench: Bench, importance, backward: Backward | None, everywhere: bool) -> nn.Module:
-    """The dense network after as many of the pruner's steps as come nearest to the budget."""
-    network, example = copy.deepcopy(bench.network), bench.spec.example()
-    classifier = [layer for layer in network.modules() if isinstance(layer, nn.Linear)][-1:]
-    pruner = tp.pruner.BasePruner(network, example, importance, global_pruning=everywhere, pruning_ratio=1.0,
-                                  max_pruning_ratio=0.9, iterative_steps=STEPS, ignored_layers=classifier)
-    budget = bench.params.study.budget.macs * cost.count(network, example).macs
-    images = bench.splits["calibration"].first(IMAGES)
-    for _ in range(STEPS):
-        before = copy.deepcopy(network)
-        if backward:
-            backward(network, images)
-        pruner.step()
-        network.zero_grad()
-        if cost.count(network, example).macs <= budget:
-            break
-    return min(before, network, key=lambda made: abs(cost.count(made, example).macs - budget))
+    task = Task(bench.network, bench.spec.example(), bench.splits["calibration"].first(IMAGES),
+                bench.params.study.budget.macs)
+    for name, peer in PEERS.items():
+        started = time.perf_counter()
+        yield f"Torch-Pruning: {name}", (task.pruned(peer), time.perf_counter() - started)
 
 
 def ours(params: config.Params) -> Iterator[tuple[str, tuple[nn.Module, float]]]:

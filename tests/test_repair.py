@@ -22,8 +22,8 @@ from small import (
 from torch import nn
 from torch.nn import functional as F
 
-from hobs_rspar import surgery
-from hobs_rspar.curvature import repair
+from hobs_rspar import slicing, surgery
+from hobs_rspar.curvature import observe, repair
 from hobs_rspar.errors import UserError
 from hobs_rspar.training import logits
 
@@ -40,7 +40,7 @@ def without(network: nn.Module, removed: dict[str, list[int]]):
     """Groups, kept channels and the pruned network."""
     groups = surgery.groups(network, IMAGES[:1])
     kept = [sorted(set(range(g.channels)) - set(removed.get(g.name, []))) for g in groups]
-    return groups, kept, surgery.remove(network, IMAGES[:1], plan_of(groups, kept))
+    return groups, kept, slicing.remove(network, groups, plan_of(groups, kept))
 
 
 # --- least squares
@@ -116,7 +116,7 @@ def test_repair_brings_the_outputs_nearer(kind, number):
     repair.reestimate_batchnorm(network, data)
     groups = surgery.groups(network, IMAGES[:1])
     kept = random_kept(groups, number, least=0.6)
-    pruned = surgery.remove(network, IMAGES[:1], plan_of(groups, kept))
+    pruned = slicing.remove(network, groups, plan_of(groups, kept))
     held_out = images(128, seed=5)
     normed = copy.deepcopy(pruned)
     repair.reestimate_batchnorm(normed, data)
@@ -156,7 +156,7 @@ def test_what_the_plan_asks_for_is_done():
     groups = surgery.groups(network, IMAGES[:1])
     kept = random_kept(groups, 0)
     plan = plan_of(groups, kept)
-    cut = surgery.remove(network, IMAGES[:1], plan)
+    cut = slicing.remove(network, groups, plan)
     states = {}
     for kind in repair.REPAIRS:
         pruned = copy.deepcopy(cut)
@@ -171,6 +171,159 @@ def test_what_the_plan_asks_for_is_done():
     object.__setattr__(plan, "repair", "least_square")
     with pytest.raises(UserError, match="repair 'least_square' is not known. Did you mean 'least_squares'"):
         repair.carry_out(plan, cut, network, groups, data, options(), seed())
+
+
+# --- more images than fit at once
+
+@pytest.fixture
+def small_batches(monkeypatch):
+    """Not all images fit at once: sums over batches that wait for each other."""
+    for name, value in {"HELD": 1, "SMALLEST": 16}.items():
+        monkeypatch.setattr(repair, name, value)
+
+
+@pytest.mark.parametrize(("kind", "removed"), [(Plain, {"first": [0, 5, 7], "second": [1]}),
+                                               (Joined, {"left": [1], "right": [0, 4], "join": [2, 3]})])
+def test_batches_in_step_are_all_images_at_once(monkeypatch, kind, removed):
+    """Exactly, but for batch norms, whose statistics are a batch's: of one batch they are all images'."""
+    network, data = seeded(kind), images(150)
+    groups, kept, pruned = without(network, removed)
+    found = []
+    for held, smallest in ((repair.HELD, 32), (1, 32 if kind is Plain else 150)):
+        monkeypatch.setattr(repair, "HELD", held)
+        monkeypatch.setattr(repair, "SMALLEST", smallest)
+        again = copy.deepcopy(pruned)
+        error = repair.least_squares(again, network, groups, kept, data, options(positions=10), seed())
+        found.append((error, again))
+    (once, first), (summed, second) = found
+    assert summed == pytest.approx(once, rel=1e-3) and once > 1e-3
+    for name, tensor in first.state_dict().items():
+        assert torch.allclose(tensor.float(), second.state_dict()[name].float(), rtol=1e-2, atol=1e-3), name
+
+
+def test_batches_in_step_are_all_images_at_once_with_batch_norms_too(monkeypatch):
+    network, data = seeded(Stream), images(256)
+    repair.reestimate_batchnorm(network, data)
+    groups, kept, pruned = without(network, {"stem": [0, 3, 9, 20], "inner": [2], "down": [5, 6, 7, 40]})
+    held_out, errors = images(128, seed=5), []
+    for held in (2**29, 1):
+        monkeypatch.setattr(repair, "HELD", held)
+        again = copy.deepcopy(pruned)
+        repair.least_squares(again, network, groups, kept, data, options(), seed())
+        errors.append(repair.reconstruction_error(again, network, groups, kept, held_out, 40, seed(1)))
+    assert errors[1] == pytest.approx(errors[0], rel=0.02)
+
+
+def test_what_is_held_is_bounded(small_batches, monkeypatch):
+    """No pass has more images than a batch, and no batch runs beyond the last layer that is looked at."""
+    network, data = seeded(Stream), images(100)
+    groups, kept, pruned = without(network, {"stem": [0], "inner": [2]})
+    sizes, ended = [], []
+    for which in (network, pruned):
+        which.stem.register_forward_pre_hook(lambda _layer, x: sizes.append(len(x[0])))
+        which.out.register_forward_hook(lambda _layer, x, _out: ended.append(len(x[0])))
+    monkeypatch.setattr(repair, "reestimate_batchnorm", lambda *_, **__: None)
+    repair.least_squares(pruned, network, groups, kept, data, options(), seed())
+    assert max(sizes) <= 2 * 16 and sum(size for size in sizes if size > 1) == 2 * 100
+    assert set(ended) == {1}  # looks at a single image
+
+
+def test_batches_have_no_small_rest():
+    for count, size in ((100, 32), (33, 32), (31, 32), (64, 32), (1, 32)):
+        lengths = [len(part) for part in repair._batches(images(count), size)]
+        assert sum(lengths) == count and min(lengths) >= min(count, size)
+
+
+def test_reconstruction_error_over_batches(small_batches, monkeypatch):
+    network, data = seeded(Plain), images(77)
+    groups, kept, pruned = without(network, {"first": [0, 5], "second": [2]})
+    several = repair.reconstruction_error(pruned, network, groups, kept, data, 20, seed())
+    monkeypatch.setattr(repair, "SMALLEST", 100)
+    assert several == pytest.approx(repair.reconstruction_error(pruned, network, groups, kept, data, 20, seed()))
+
+
+# --- layers of other kinds
+
+class Kinds(nn.Module):
+    """A convolution that wraps around, one in groups, squeeze and excitation, a linear layer on maps, batch norms."""
+
+    def __init__(self, classes: int = 4):
+        super().__init__()
+        self.stem = nn.Conv2d(2, 12, 3, padding=1)
+        self.wrap = nn.Conv2d(12, 8, 3, padding=1, padding_mode="circular")
+        self.groups = nn.Conv2d(8, 12, 3, padding="same", groups=2)
+        self.squeeze, self.excite = nn.Conv2d(12, 6, 1), nn.Conv2d(6, 12, 1)
+        self.mix, self.bn = nn.Linear(12, 10), nn.BatchNorm1d(10)
+        self.out = nn.Linear(10, classes)
+
+    def forward(self, x):
+        x = F.relu(self.wrap(F.relu(self.stem(x))))
+        x = F.relu(self.groups(x))
+        x = x * torch.sigmoid(self.excite(F.relu(self.squeeze(x.mean((2, 3), keepdim=True)))))
+        x = F.relu(self.mix(x.permute(0, 2, 3, 1)))
+        return self.out(F.relu(self.bn(x.mean((1, 2)))))
+
+
+def repaired_kinds(monkeypatch, held: int) -> tuple[list[float], dict[str, bool]]:
+    """The consumers' error before and after, and of each layer whether its weight was changed."""
+    network, data = seeded(Kinds), images(300)
+    repair.reestimate_batchnorm(network, data)
+    groups = surgery.groups(network, IMAGES[:1])
+    kept = [list(range(group.channels if group.protected else group.channels - 2)) for group in groups]
+    kept = [part if len(part) < 8 else [*part[:3], *part[5:]] for part in kept]
+    pruned = slicing.sliced(network, groups, kept)
+    before = {name: tensor.clone() for name, tensor in pruned.state_dict().items()}
+    monkeypatch.setattr(repair, "HELD", held)
+    error = [repair.reconstruction_error(pruned, network, groups, kept, data, 40, seed(1))]
+    repair.least_squares(pruned, network, groups, kept, data, options(), seed())
+    error.append(repair.reconstruction_error(pruned, network, groups, kept, data, 40, seed(1)))
+    changed = {name: not torch.equal(before[f"{name}.weight"], layer.weight)
+               for name, layer in pruned.named_modules() if isinstance(layer, (nn.Conv2d, nn.Linear))}
+    return error, changed
+
+
+@pytest.mark.parametrize("held", [2**29, 1])
+def test_every_kind_of_layer_is_refitted(monkeypatch, held):
+    error, changed = repaired_kinds(monkeypatch, held)
+    assert changed == {"stem": False, **dict.fromkeys(("wrap", "groups", "squeeze", "excite", "mix", "out"), True)}
+    assert error[1] < 0.75 * error[0]
+
+
+def test_statistics_of_one_dimensional_batch_norms_are_estimated_anew(monkeypatch):
+    network, data = seeded(Kinds), images(64)
+    x = {}
+    hook = network.bn.register_forward_hook(lambda _m, inputs, _out: x.update(seen=inputs[0].clone()))
+    repair.reestimate_batchnorm(network, data)
+    hook.remove()
+    assert torch.allclose(network.bn.running_mean, x["seen"].mean(0), atol=1e-6)
+
+
+def test_layers_that_cannot_be_given_a_weight_are_left_alone():
+    """Opaque layers, layers that are called twice, and layers that share their weight."""
+    network, data = seeded(Plain), images(64)
+    groups, kept, pruned = without(network, {"first": [1, 2], "second": [0]})
+    groups.opaque["second"] = "a forward of its own"
+    before = pruned.second.weight.clone()
+    repair.least_squares(pruned, network, groups, kept, data, options(), seed())
+    assert torch.equal(before, pruned.second.weight)
+    assert observe.shrunk_consumers(network, groups, kept, data, 10, seed()).names == ["out"]
+    network.again = network.out
+    assert observe.shrunk_consumers(network, groups, kept, data, 10, seed()).names == []
+
+
+def test_outputs_end_with_the_last_layer_and_leave_no_hooks():
+    network, data = seeded(Plain), images(8)
+    groups, kept, _ = without(network, {"first": [1]})
+    layers = observe.shrunk_consumers(network, groups, kept, data, 5, seed())
+    before, x = snapshot(network), data.normalised(data.pixels)
+    rows = observe.outputs(network, layers, x)["second"]
+    with torch.no_grad():
+        whole = network.second(F.relu(network.first(x))) - network.second.bias[:, None, None]
+    assert torch.equal(rows.view(8, 5, -1), whole.flatten(2)[:, :, layers.positions["second"]].transpose(1, 2))
+    assert_same(before, snapshot(network))
+    with pytest.raises(RuntimeError):  # an error of the network itself is not swallowed
+        observe.outputs(network, layers, x[:, :1])
+    assert_same(before, snapshot(network))
 
 
 # --- batch-norm statistics
@@ -231,8 +384,8 @@ def test_a_last_batch_of_one_image():
 def test_least_squares_with_a_last_batch_of_one_image():
     network = seeded(Pooled)
     groups = surgery.groups(network, IMAGES[:1])
-    pruned = surgery.remove_filters(network, IMAGES[:1], {"second": [1, 5]})
     kept = [list(range(8)), [0, 2, 3, 4, 6, 7]]
+    pruned = slicing.sliced(network, groups, kept)
     repair.least_squares(pruned, network, groups, kept, images(257), options(), seed())
     assert all(torch.isfinite(tensor).all() for tensor in pruned.state_dict().values())
 

@@ -2,7 +2,7 @@
 
 Channels have a fixed order (H-OBS's elimination order), so an allocation is one width per group. Surgery is slicing,
 repair is the closed-form refit from the input covariances that sensitivity already has, kept per (group, width): one
-evaluation is a look-up and a forward pass of a small network.
+evaluation is a look-up and a forward pass of a small network, on fewer images where they are large.
 """
 
 from __future__ import annotations
@@ -11,16 +11,25 @@ import copy
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar import checkpoint
+from hobs_rspar.allocation.refits import Refits
 from hobs_rspar.coupling import Groups
-from hobs_rspar.curvature.hobs import centred
-from hobs_rspar.curvature.repair import reestimate_batchnorm, refit_weight
+from hobs_rspar.curvature.observe import frontier
+from hobs_rspar.curvature.repair import BATCH, batch_size, reestimate_batchnorm
 from hobs_rspar.data import Images
 from hobs_rspar.training import accuracy, logits
+
+PIXELS = 2**20  # of the images on which an allocation is evaluated: 1,024 of 32x32
+FEWEST = 128  # of them in any case
+
+
+def affordable(images: Images, most: int, share: float = 1.0) -> Images:
+    """The first ``most`` of the images, or where they are large as many as ``share`` of an evaluation's is."""
+    height, width = images.pixels.shape[-2:]
+    return images.first(min(most, int(share * max(FEWEST, PIXELS // (height * width)))))
 
 
 @dataclass(frozen=True)
@@ -50,17 +59,17 @@ class PruningEnvironment:
 
     RIDGE = 1e-3
     PRECISION = "auto"  # a forward pass in bf16 takes half the time where the hardware has it
-    BATCH = 256  # one size for all passes: every new shape costs the convolution library a compilation
 
     def __init__(self, network: nn.Module, groups: Groups, order: list[Tensor], factors: dict[str, Tensor],
                  calibration: Images, validation: Images, refit: bool = True):
-        self.network, self.groups, self.order, self.factors, self.refit = network, groups, order, factors, refit
+        self.network, self.groups, self.order = network, groups, order
         self.calibration, self.validation = calibration, validation
+        self.batch = batch_size(frontier(network, calibration.normalised(calibration.pixels[:1])))
         self.state = network.state_dict()
         self.images = 0
         self.dense = self._evaluate(network)
         self._known: dict[tuple[int, ...], Evaluation] = {}
-        self._refits: dict[tuple[int, int], dict[str, Tensor]] = {}
+        self._refits = Refits(network, groups, order, factors, self.RIDGE) if refit else None
 
     @property
     def evaluations(self) -> int:
@@ -83,43 +92,31 @@ class PruningEnvironment:
         """Cross entropy of an allocation on other validation images than the reward's."""
         self.images += len(self.calibration) + len(images)
         network = self.repaired(widths)
-        return F.cross_entropy(logits(network, images, self.PRECISION, self.BATCH), images.labels.cpu()).item()
+        return F.cross_entropy(logits(network, images, self.PRECISION, self._batch(images)), images.labels.cpu()).item()
 
     def repaired(self, widths: np.ndarray) -> nn.Module:
         """The pruned network, its consumers refitted and its batch norms re-estimated."""
         network = self.pruned(widths)
-        reestimate_batchnorm(network, self.calibration, self.PRECISION, self.BATCH)
+        reestimate_batchnorm(network, self.calibration, self.PRECISION, self._batch(self.calibration))
         return network
 
     def pruned(self, widths: np.ndarray) -> nn.Module:
         """The pruned network with refitted consumers, its batch norms not yet re-estimated."""
         state = dict(self.state)
-        for g, width in enumerate(widths):
-            for name, change in self._refit(g, int(width)).items():
+        for g, width in enumerate(widths) if self._refits else ():
+            for name, change in self._refits.change(g, int(width)).items():
                 state[name] = state[name] + change
         state = self.groups.sliced(state, self.kept(widths))
         return checkpoint.fit(copy.deepcopy(self.network), state, "allocation").to(
             memory_format=self.validation.layout)
 
-    def _refit(self, g: int, width: int) -> dict[str, Tensor]:
-        """What the refit adds to the weight of each consumer of group ``g`` at ``width``."""
-        if (g, width) not in self._refits:
-            group, changes = self.groups[g], {}
-            gone = self.order[g][:group.channels - width].tolist()
-            for member in group.with_role("consumer") if gone and self.refit else ():
-                weight = self.state[f"{member.layer}.weight"]
-                flat = weight.double().flatten(1)
-                area = flat.shape[1] // weight.shape[1]
-                dead = torch.tensor(member.of(gone))
-                keep = torch.ones(weight.shape[1], dtype=torch.bool).index_fill(0, dead, False).repeat_interleave(area)
-                covariance = centred(self.factors[f"{member.layer}/a"][0].double()).to(weight.device)
-                new = refit_weight(flat, covariance, keep.nonzero()[:, 0].to(weight.device), self.RIDGE)
-                changes[f"{member.layer}.weight"] = (new - flat).view_as(weight).to(weight.dtype)
-            self._refits[g, width] = changes
-        return self._refits[g, width]
+    def _batch(self, images: Images) -> int:
+        """Images a pass, in passes of one size: every new shape costs the convolution library a compilation."""
+        passes = -(-len(images) // self.batch)
+        return self.batch if self.batch == BATCH else -(-len(images) // passes)
 
     def _evaluate(self, network: nn.Module) -> Evaluation:
-        out = logits(network, self.validation, self.PRECISION, self.BATCH)
+        out = logits(network, self.validation, self.PRECISION, self._batch(self.validation))
         labels = self.validation.labels.cpu()
         self.images += len(self.validation)
         return Evaluation(accuracy(out, labels) / 100, F.cross_entropy(out, labels).item())

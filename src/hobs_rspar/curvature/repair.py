@@ -2,28 +2,38 @@
 
 No gradient steps and no labels are used. The refit makes every consumer reproduce the dense network's outputs from the
 inputs that are left (as ThiNet, channel pruning and AMC do), layer by layer, on what the already repaired layers before
-it really give.
+it really give. Where the activations of all images take too much memory at once, sums over batches of images are taken
+instead, and batches wait for each other before every layer (:mod:`hobs_rspar.curvature.streamed`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from hobs_rspar.coupling import Groups
-from hobs_rspar.curvature.kfac import damped, patches, sampled_positions
+from hobs_rspar.curvature.observe import Observed, inputs, outputs, shrunk_consumers
+from hobs_rspar.curvature.refit import refit, ridge_solution
+from hobs_rspar.curvature.streamed import refit_in_step
 from hobs_rspar.data import Images
 from hobs_rspar.device import autocast
 from hobs_rspar.errors import UserError, did_you_mean
 
-BATCH = 256  # images a pass
+BATCH = 256  # images a pass, where they fit
+SMALLEST = 32  # of them at least: batch norms use the batch's own statistics
+HELD = 2**29  # bytes that the largest input and output of a layer may take for all images of a pass
 REPAIRS = ("none", "batchnorm", "least_squares")
 
 
 @torch.no_grad()
-def reestimate_batchnorm(network: nn.Module, images: Images, precision: str = "fp32", batch_size: int = 256) -> None:
+def reestimate_batchnorm(network: nn.Module, images: Images, precision: str = "fp32", batch_size: int = BATCH) -> None:
     """Replaces the running statistics of all batch norms by those of ``images``; ends in evaluation mode."""
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d) and m.track_running_stats]
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     momenta = [norm.momentum for norm in norms]
     network.eval()
     for norm in norms:
@@ -51,9 +61,8 @@ def refit_weight(weight: Tensor, covariance: Tensor, kept: Tensor, ridge: float)
     Returns:
         The weight on all columns [outputs, d], zero where nothing is left.
     """
-    some = damped(covariance[kept][:, kept], ridge)
     out = torch.zeros_like(weight)
-    out[:, kept] = torch.linalg.solve(some, covariance[kept] @ weight.T).T
+    out[:, kept] = ridge_solution(covariance[kept][:, kept], covariance[kept] @ weight.T, ridge)
     return out
 
 
@@ -89,13 +98,63 @@ def least_squares(pruned: nn.Module, dense: nn.Module, groups: Groups, kept: lis
     Returns:
         Mean relative squared output error of the refitted consumers on the same images.
     """
-    names, rows = _consumers(groups, kept), _output_rows(groups, kept)
-    where = _positions(dense, names, images, options.positions, generator)
-    targets = {name: target if name not in rows else target[:, torch.tensor(rows[name])]
-               for name, target in _outputs(dense, names, where, images).items()}
-    errors = _refit_on_the_way(pruned, targets, where, images, options.ridge)
-    reestimate_batchnorm(pruned, images)
+    layers = shrunk_consumers(dense, groups, kept, images, options.positions, generator)
+    size = batch_size(layers.frontier)
+    estimated = False
+    if len(images) * layers.frontier <= HELD:
+        errors = _at_once(pruned, dense, layers, images, options.ridge)
+    else:
+        errors, estimated = refit_in_step(pruned, dense, layers, list(_batches(images, size)), options.ridge)
+    if not estimated:
+        reestimate_batchnorm(pruned, images, batch_size=size)
     return sum(errors) / max(1, len(errors))
+
+
+def batch_size(frontier: int) -> int:
+    """Images a forward pass, of which each takes ``frontier`` bytes where it takes most."""
+    return max(SMALLEST, min(BATCH, HELD // frontier))
+
+
+def _at_once(pruned: nn.Module, dense: nn.Module, layers: Observed, images: Images, ridge: float) -> list[float]:
+    """One pass of all images, in which every layer is refitted just before it runs; relative errors of the layers."""
+    parts = [outputs(dense, layers, x) for x, _ in images.batches(BATCH)]
+    targets = {name: torch.cat([part[name] for part in parts]) for name in layers.names}
+    errors = []
+
+    def see(name: str, layer: nn.Module, rows: Tensor) -> None:
+        errors.append(refit(layer, rows.cpu(), _left(layers, name, targets.pop(name)).cpu(), ridge))
+
+    with _batch_statistics(pruned):
+        inputs(pruned, layers, images.normalised(images.pixels), see)
+    return errors
+
+
+def _batches(images: Images, size: int) -> Iterator[Images]:
+    """Images in batches; the rest joins the last one, whose statistics would be poor without it."""
+    count = max(1, len(images) // size)
+    edges = [len(images) * i // count for i in range(count + 1)]
+    return (replace(images, pixels=images.pixels[a:b], labels=images.labels[a:b]) for a, b in zip(edges, edges[1:]))
+
+
+def _left(layers: Observed, name: str, target: Tensor) -> Tensor:
+    """Of a dense layer's outputs those that the pruned one has."""
+    return target if name not in layers.left else target[:, layers.left[name].to(target.device)]
+
+
+@contextmanager
+def _batch_statistics(network: nn.Module) -> Iterator[None]:
+    """Inside the block batch norms use the images' own statistics, and keep those that they have."""
+    norms = [m for m in network.modules() if isinstance(m, _BatchNorm)]
+    kept = [(norm, norm.track_running_stats) for norm in norms]
+    for norm in norms:
+        norm.train()
+        norm.track_running_stats = False
+    try:
+        yield
+    finally:
+        for norm, flag in kept:
+            norm.track_running_stats = flag
+        network.eval()
 
 
 def reconstruction_error(pruned: nn.Module, dense: nn.Module, groups: Groups, kept: list[list[int]], images: Images,
@@ -104,110 +163,19 @@ def reconstruction_error(pruned: nn.Module, dense: nn.Module, groups: Groups, ke
 
     Means are taken out of both, as the batch norm that follows does.
     """
-    names, rows = _consumers(groups, kept), _output_rows(groups, kept)
-    if not names:
-        return 0.0
-    where = _positions(dense, names, images, positions, generator)
-    wanted, got = _outputs(dense, names, where, images), _outputs(pruned, names, where, images)
-    errors = []
-    for name in names:
-        target = wanted[name] if name not in rows else wanted[name][:, torch.tensor(rows[name])]
-        target, seen = target - target.mean(0), got[name] - got[name].mean(0)
-        errors.append(((seen - target).square().sum() / target.square().sum().clamp_min(1e-12)).item())
-    return sum(errors) / len(errors)
+    layers = shrunk_consumers(dense, groups, kept, images, positions, generator)
+    sums: dict[str, list[Tensor]] = {}
+    for batch in _batches(images, batch_size(layers.frontier)) if layers.names else ():
+        x = batch.normalised(batch.pixels)
+        wanted, got = outputs(dense, layers, x), outputs(pruned, layers, x)
+        for name in layers.names:
+            target = _left(layers, name, wanted[name]).double()
+            off = got[name] - target
+            found = [target.sum(0), target.square().sum(), off.sum(0), off.square().sum(), torch.tensor(len(off))]
+            sums[name] = [a + b for a, b in zip(sums[name], found)] if name in sums else found
+    return sum(_relative(*found) for found in sums.values()) / max(1, len(sums))
 
 
-def _consumers(groups: Groups, kept: list[list[int]]) -> list[str]:
-    """Consumers of groups that lost channels, in order of execution."""
-    shrunk = {member.layer for group, channels in zip(groups, kept) if len(channels) < group.channels
-              for member in group.with_role("consumer")}
-    return [name for name in groups.layers if name in shrunk]
-
-
-def _output_rows(groups: Groups, kept: list[list[int]]) -> dict[str, list[int]]:
-    """Outputs that a layer still has, where it lost some."""
-    return {member.layer: member.of(channels) for group, channels in zip(groups, kept)
-            if len(channels) < group.channels for member in group.with_role("producer")}
-
-
-@torch.no_grad()
-def _positions(network: nn.Module, names: list[str], images: Images, count: int, generator) -> dict[str, Tensor | None]:
-    """The same random output positions of every layer for all networks compared."""
-    found: dict[str, Tensor | None] = {}
-
-    def hook(name: str):
-        def choose(layer: nn.Module, inputs: tuple[Tensor, ...], _out) -> None:
-            found[name] = sampled_positions(layer, inputs[0], count, generator)
-        return choose
-
-    hooks = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    network(images.normalised(images.pixels[:1]))
-    for handle in hooks:
-        handle.remove()
-    return found
-
-
-@torch.no_grad()
-def _outputs(network: nn.Module, names: list[str], where: dict, images: Images) -> dict[str, Tensor]:
-    """Outputs without bias of layers at given positions [N * positions, outputs], batch norms as they are."""
-    parts: dict[str, list[Tensor]] = {name: [] for name in names}
-
-    def hook(name: str):
-        def keep(layer: nn.Module, _inputs, out: Tensor) -> None:
-            bias = 0 if layer.bias is None else layer.bias.view(1, -1, *[1] * (out.dim() - 2))
-            flat = (out - bias).flatten(2) if out.dim() == 4 else (out - bias)[:, :, None]
-            flat = flat if where[name] is None else flat[:, :, where[name]]
-            parts[name].append(flat.transpose(1, 2).reshape(-1, flat.shape[1]).cpu())
-        return keep
-
-    hooks = [network.get_submodule(name).register_forward_hook(hook(name)) for name in names]
-    for x, _ in images.batches(BATCH):
-        network(x)
-    for handle in hooks:
-        handle.remove()
-    return {name: torch.cat(rows) for name, rows in parts.items()}
-
-
-@torch.no_grad()
-def _refit_on_the_way(network: nn.Module, targets: dict[str, Tensor], where: dict, images: Images,
-                      ridge: float) -> list[float]:
-    """One pass of all images at once, in which every layer of ``targets`` is refitted just before it runs.
-
-    So each sees what the repaired layers before it really give; batch norms use the images' own statistics. Relative
-    errors of the layers.
-    """
-    errors = []
-
-    def hook(name: str):
-        def refit(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = patches(layer, inputs[0], where[name])[0][0].cpu()
-            errors.append(_refit(layer, rows, targets.pop(name), ridge))
-        return refit
-
-    hooks = [network.get_submodule(name).register_forward_pre_hook(hook(name)) for name in targets]
-    norms = [m for m in network.modules() if isinstance(m, nn.BatchNorm2d)]
-    kept = [(norm, norm.track_running_stats) for norm in norms]
-    for norm in norms:
-        norm.train()
-        norm.track_running_stats = False
-    network(images.normalised(images.pixels))
-    for handle in hooks:
-        handle.remove()
-    for norm, flag in kept:
-        norm.track_running_stats = flag
-    network.eval()
-    return errors
-
-
-@torch.no_grad()
-def _refit(layer: nn.Module, rows: Tensor, target: Tensor, ridge: float) -> float:
-    """Solves for the weight (and the bias, if there is one) that gives ``target`` from ``rows``; relative error."""
-    x = rows[:, :-1]
-    centre, level = x.mean(0), target.mean(0)
-    x, y = x - centre, target - level  # products in float32, once the means are out; the solution in double
-    gram = damped((x.T @ x).double(), ridge)
-    weight = torch.linalg.solve(gram, (x.T @ y).double()).T.float()
-    if layer.bias is not None:
-        layer.bias += (level - weight @ centre).to(layer.bias)
-    layer.weight.copy_(weight.view_as(layer.weight))
-    return ((x @ weight.T - y).square().sum() / y.square().sum().clamp_min(1e-12)).item()
+def _relative(target: Tensor, energy: Tensor, off: Tensor, square: Tensor, count: Tensor) -> float:
+    """Energy of a difference, its mean taken out, relative to that of the target, from sums over rows."""
+    return float((square - off.square().sum() / count) / (energy - target.square().sum() / count).clamp_min(1e-12))

@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from hobs_rspar.allocation.climber import Climber
-from hobs_rspar.allocation.environment import PruningEnvironment
+from hobs_rspar.allocation.environment import PruningEnvironment, affordable
 from hobs_rspar.allocation.measured_search import search
 from hobs_rspar.allocation.rspar import DQNPlayer, PPOPlayer
 from hobs_rspar.allocation.space import HeldSpace
@@ -58,9 +58,10 @@ def searched(context: Context, options: Options, scores: Sequence[Tensor], relat
         repair: of the plan, and of every allocation that the search measures.
     """
     order = [torch.argsort(score, stable=True) for score in scores]
-    environment = PruningEnvironment(context.network, context.groups, order, context.factors,
-                                     context.calibration.first(256), context.validation.first(options.images),
-                                     refit=repair == "least_squares")
+    refit = repair == "least_squares"
+    environment = PruningEnvironment(context.network, context.groups, order, context.factors if refit else {},
+                                     affordable(context.calibration, 256, 1 / 4),
+                                     affordable(context.validation, options.images), refit)
     given = context.space
     space = HeldSpace(given.groups, given.budget, given.min_ratio, given.tolerance, given.expense)
     tables = curves(scores, order, relative)
@@ -71,7 +72,7 @@ def searched(context: Context, options: Options, scores: Sequence[Tensor], relat
         player, name = {"ppo": (PPOPlayer, "R-SPAR"), "dqn": (DQNPlayer, "R-SPAR with DQN")}[options.allocator]
         proposer = player(space, features(space, halved), options, context.derived_seed)
     found = search(environment, tables, space, proposer, options, context.derived_seed,
-                   context.validation.first(2 * options.images))
+                   affordable(context.validation, 2 * options.images, 2))
     history = {"evaluations": environment.evaluations, "images": environment.images, "chosen": found.chosen,
                "episodes": found.episodes, "measured": found.measured}
     ranks = [torch.argsort(channels) for channels in order]  # the very order that was evaluated, ties included
