@@ -473,16 +473,16 @@ def test_the_reward_is_that_of_the_repaired_network(small, monkeypatch):
     monkeypatch.setattr(PruningEnvironment, "PRECISION", "fp32")
     ours = environment(small)
     network = ours.repaired(WIDTHS)
-    out = logits(network, small.validation, ours.PRECISION, ours.BATCH)
+    out = logits(network, small.validation, ours.PRECISION, ours.batch)
     seen = ours.evaluate(WIDTHS)
     assert seen.accuracy == pytest.approx(accuracy(out, small.validation.labels) / 100)
     assert seen.loss == pytest.approx(F.cross_entropy(out, small.validation.labels).item(), rel=1e-5)
-    dense = logits(small.network, small.validation, ours.PRECISION, ours.BATCH)
+    dense = logits(small.network, small.validation, ours.PRECISION, ours.batch)
     assert ours.dense.accuracy == pytest.approx(accuracy(dense, small.validation.labels) / 100)
     assert seen.loss > ours.dense.loss > 0
     other = images(50, seed=8)
     assert ours.loss_on(WIDTHS, other) == pytest.approx(
-        F.cross_entropy(logits(network, other, ours.PRECISION, ours.BATCH), other.labels).item(), rel=1e-5)
+        F.cross_entropy(logits(network, other, ours.PRECISION, ours.batch), other.labels).item(), rel=1e-5)
 
 
 def test_kept_channels_are_the_last_of_the_order(small):
