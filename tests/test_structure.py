@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from hobs_rspar import cost, slicing, surgery
 from hobs_rspar.errors import UserError
+from hobs_rspar.structure import rules
 
 X = torch.randn(1, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 
@@ -316,3 +317,13 @@ def test_a_layer_with_a_keyword_is_refused():
     network = Of(lambda net, x: pooled(net, net.a(input=x)), a=conv(3, 8), **OUT).eval()
     with pytest.raises(UserError, match=r"'a' of Of gets its input by keyword.*call a\(x\)"):
         surgery.groups(network, X)
+
+
+def test_an_operation_in_a_form_that_no_rule_foresees_keeps_its_channels(monkeypatch):
+    def unforeseen(*_):
+        raise IndexError("a form of relu")
+
+    monkeypatch.setitem(rules.RULES, "relu", unforeseen)
+    groups = surgery.groups(ended(conv(3, 8), nn.ReLU(), conv(8, 6), features=6).eval(), X)
+    assert "uses 'relu' in a form that is not followed (IndexError)" in groups.named("0").protected
+    assert not groups.named("2").protected

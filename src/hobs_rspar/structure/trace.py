@@ -23,7 +23,9 @@ from hobs_rspar.errors import UserError
 from hobs_rspar.structure import labels
 from hobs_rspar.structure.channels import Channels
 from hobs_rspar.structure.labels import Part
-from hobs_rspar.structure.rules import Use, rule_of
+from hobs_rspar.structure.ends import lost, tensors_in
+from hobs_rspar.structure.layers import Use
+from hobs_rspar.structure.rules import rule_of
 
 
 class Trace(TorchDispatchMode):
@@ -110,8 +112,13 @@ class Trace(TorchDispatchMode):
         return False  # nothing is compiled here, and True imports the compiler, seconds of every process
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        out = func(*args, **(kwargs or {}))
-        rule_of(func)(self, func, args, kwargs or {}, out)
+        kwargs = kwargs or {}
+        out = func(*args, **kwargs)
+        try:
+            rule_of(func)(self, func, args, kwargs, out)
+        except Exception as problem:  # a form of the operation that its rule does not foresee: channels end here
+            how = f"'{func.overloadpacket.__name__}' in a form that is not followed ({type(problem).__name__})"
+            lost(self, tensors_in((*args, *kwargs.values())), out, f"{self.where} uses {how}")
         return out
 
     @contextmanager
