@@ -26,7 +26,7 @@ from hobs_rspar.errors import UserError, did_you_mean
 
 BATCH = 256  # images a pass, where they fit
 SMALLEST = 32  # of them at least: batch norms use the batch's own statistics
-HELD = 2**29  # bytes that the largest input and output of a layer may take for all images of a pass
+HELD = 2**28  # bytes that the largest input and output of a layer may take for all images of a pass
 REPAIRS = ("none", "batchnorm", "least_squares")
 
 

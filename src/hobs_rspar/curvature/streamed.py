@@ -20,7 +20,7 @@ from hobs_rspar.curvature.observe import Observed
 from hobs_rspar.curvature.refit import Moments
 from hobs_rspar.data import Images
 
-WAITING = 2**30  # bytes of activations that batches hold while they wait for each other
+WAITING = 3 * 2**28  # bytes of activations that batches hold while they wait for each other
 
 
 def refit_in_step(pruned: nn.Module, dense: nn.Module, layers: Observed, batches: Sequence[Images],
