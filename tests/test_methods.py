@@ -447,10 +447,11 @@ def test_lamp_scores_are_those_of_the_paper():
     assert len({round(len(group.kept) / group.channels, 1) for group in plan.groups}) > 1
 
 
-def test_udfc_solves_the_papers_least_squares():
-    """Against numpy, filter by filter; the division by gamma as in the paper."""
+@pytest.mark.parametrize("bias", [False, True])
+def test_udfc_solves_the_papers_least_squares(bias):
+    """Against numpy, filter by filter; the division by gamma as in the paper, whose convolutions have no bias."""
     udfc, random = _registry.method("udfc"), np.random.default_rng(0)
-    layer, norm = torch.nn.Conv2d(3, 9, 3), torch.nn.BatchNorm2d(9).eval()
+    layer, norm = torch.nn.Conv2d(3, 9, 3, bias=bias), torch.nn.BatchNorm2d(9).eval()
     for tensor in (norm.weight.data, norm.running_var):
         tensor.copy_(torch.from_numpy(random.uniform(0.5, 2, 9)))
     for tensor in (norm.bias.data, norm.running_mean):
@@ -460,7 +461,7 @@ def test_udfc_solves_the_papers_least_squares():
     weight = layer.weight.detach().double().numpy().reshape(9, -1)
     gamma, beta, mean = (t.detach().double().numpy() for t in (norm.weight, norm.bias, norm.running_mean))
     sigma = np.sqrt(norm.running_var.double().numpy() + norm.eps)
-    constant = beta - gamma * mean / sigma
+    constant = beta - gamma * (mean - (layer.bias.detach().double().numpy() if bias else 0)) / sigma
     for row, j in zip(found, gone.tolist()):
         columns = np.stack([gamma[i] * sigma[j] / (sigma[i] * gamma[j]) * weight[i] for i in kept.tolist()], 1)
         stacked = np.vstack([columns, np.sqrt(alpha) * constant[kept.numpy()][None]])
