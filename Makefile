@@ -13,10 +13,10 @@ BIN     := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro update test study studies preview status compare lint
+.PHONY: help setup repro update test test-all study studies preview status compare lint
 
 help: ## this list
-	@awk -F':.*## ' '/^[a-z]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
 
 READY := $(VENV)/.installed
 
@@ -36,6 +36,10 @@ update: $(READY) ## rerun only what an edit changed and what that needs, also in
 
 test: $(READY) ## run the tests (TESTS=tests/test_x.py for some)
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup $(TESTS)
+
+test-all: $(READY) ## also the slow tests: every network of torchvision and timm (installs timm; an hour or two)
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-networks.txt
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or not slow" $(TESTS)
 
 study: $(READY) ## switch to another study: STUDY=toy writes params.yaml = configs/default.yaml + configs/toy.yaml
 	@$(BIN)/python tasks/study.py $(STUDY)

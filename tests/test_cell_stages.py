@@ -59,7 +59,7 @@ def test_repair_is_measured_in_steps(study, monkeypatch, method):
     validation, calibration = (data.load("data/fashion_mnist", name) for name in ("validation", "calibration"))
     plan = PruningPlan.load(cell / "plan.json")
     dense, spec = checkpoint.load_with_spec(study / "artifacts/dense/fashion_mnist_resnet8/dense.safetensors")
-    network = remove(dense, spec.example(), plan).to(memory_format=torch.channels_last)
+    network = remove(dense, zoo_groups("resnet8"), plan).to(memory_format=torch.channels_last)
     assert found["repair_steps"]["cut"]["top1"] == top1(network, validation)
     again = copy.deepcopy(network)
     repair.reestimate_batchnorm(again, calibration.first(32))
@@ -85,7 +85,7 @@ def test_weights_that_a_method_trained_are_the_ones_that_are_cut(study, monkeypa
     assert nothing == {} and plan.weights is None and plan.extra_training_images == 64
     assert any(not torch.equal(tensor, trained[name]) for name, tensor in dense.state_dict().items())
     dense.load_state_dict(trained)
-    wanted = remove(dense, spec.example(), plan).state_dict()
+    wanted = remove(dense, zoo_groups("resnet8"), plan).state_dict()
     assert all(torch.equal(tensor, wanted[name])
                for name, tensor in checkpoint.load(cell / "pruned.safetensors").state_dict().items())
     (cell / "weights.safetensors").unlink()

@@ -99,12 +99,25 @@ class _Check:
         """Why these groups cannot be cut together; empty if they can."""
         for draw in (0, 1) if names else ():
             gone = {name: _drawn(self.groups[name], draw) for name in names}
-            masked, vectors = _masked(self.network, self.groups, gone)
-            cut = _cut(self.network, self.every, gone)
-            for training in self.modes:
-                wanted = _pass(masked, self.images, training, vectors)
-                if problem := self._problem(cut, wanted, gone, training):
-                    return f"cut, in {'training' if training else 'evaluation'} mode {problem}"
+            if problem := self._compared(gone):
+                return f"cut, {problem}"
+        return ""
+
+    def _compared(self, gone: dict[str, list[int]]) -> str:
+        """What is wrong with a network that is cut like this; the masked one is only needed where that runs."""
+        cut, passes = _cut(self.network, self.every, gone), []
+        for training in self.modes:
+            try:
+                passes.append(_pass(cut, self.images, training, {}))
+            except Exception as problem:  # whatever the user's forward may raise
+                return f"in {_mode(training)} mode the network does not run ({_first_line(problem)}); {SIZES}"
+        masked, vectors = _masked(self.network, self.groups, gone)
+        for training, seen in zip(self.modes, passes):
+            wanted = _pass(masked, self.images, training, vectors)
+            layer = _differing(wanted, seen, _removed_outputs(self.every, gone), CLOSE[self.images.dtype])
+            if layer:
+                return f"in {_mode(training)} mode {layer} gives something else than with masked channels: what is " \
+                       "before it depends on how many there are, or on their places"
         return ""
 
     def last_of_a_prefix(self, failure: str) -> dict[str, str]:
@@ -115,14 +128,9 @@ class _Check:
                 return {names[count - 1]: f"together with groups before it: {failure}"}
         return {names[-1]: failure}
 
-    def _problem(self, cut: nn.Module, wanted: Seen, gone: dict[str, list[int]], training: bool) -> str:
-        try:
-            seen = _pass(cut, self.images, training, {})
-        except Exception as problem:  # whatever the user's forward may raise
-            return f"the network does not run ({_first_line(problem)}); {SIZES}"
-        layer = _differing(wanted, seen, _removed_outputs(self.every, gone), CLOSE[self.images.dtype])
-        return f"{layer} gives something else than with masked channels: what is before it depends on how many there " \
-               "are, or on their places" if layer else ""
+
+def _mode(training: bool) -> str:
+    return "training" if training else "evaluation"
 
 
 def _first_line(problem: Exception) -> str:
