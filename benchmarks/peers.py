@@ -12,10 +12,10 @@ import statistics as plain
 import time
 from collections.abc import Iterator
 
+from _bench import Bench, budget_of_macs, publish_tables  # first: it makes the package importable
 import _oneshot
 import torch
 import torch_pruning as tp
-from _bench import Bench, budget_of_macs, publish_tables
 from _experiment import run
 from _torch_pruning import PEERS, STEPS, Task
 from torch import nn
