@@ -206,7 +206,7 @@ def test_compress_networks_with_other_shapes(kind):
     ({"macs": 0}, r"macs .* must be within \(0, 1\]; seen: 0"), ({"macs": 1.1}, "seen: 1.1"),
     ({"macs": 0.01}, "budget 0.01x MACs cannot be met: with every group at its floor"),
     ({"method": "l3"}, "method 'l3' is not known. Did you mean 'l1'"),
-    ({"method": "l1", "power": 2}, "methods.l1.power"),
+    ({"method": "l1", "power": 2}, "option l1.power: Extra inputs are not permitted. Options: none"),
     ({"macs": "half"}, r"must be within \(0, 1\]; seen: 'half'"), ({"macs": float("nan")}, "seen: nan"),
     ({"protect": ["stm"]}, "protect: 'stm' is not a layer of Stream. Did you mean 'stem'"),
     ({"sample": 1}, "sample is the number of images .* 2 or more; seen: 1"), ({"seed": "a"}, "seed must be a whole"),

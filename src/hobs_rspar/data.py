@@ -125,7 +125,7 @@ def left_for_training(total: int, dataset: str, options) -> int:
     """How many of ``total`` training images validation and calibration leave.
 
     Raises:
-        UserError: none.
+        UserError: validation and calibration leave none.
     """
     held_out = options.validation + options.calibration
     if held_out >= total:

@@ -15,6 +15,8 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
+from hobs_rspar.device import share_freed_memory
+
 
 class Walk(threading.Thread):
     """One batch's way through a network.
@@ -109,6 +111,7 @@ def in_step(networks: tuple[nn.Module, nn.Module], stops: dict[str, bool], batch
         see: gets layer, number of the batch, input in the first network, output in the second or None.
         done: gets a layer that all batches have reached, before any goes on.
     """
+    share_freed_memory()
     walks: list[tuple[Walk, Walk]] = []
     both = [name for name, compared in stops.items() if compared]
     with watched(networks[0], list(stops), before=True), watched(networks[1], both, before=False):
