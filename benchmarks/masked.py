@@ -15,8 +15,8 @@ from _experiment import run
 from torch import nn
 
 from hobs_rspar import adaprune, config
-from hobs_rspar.device import keep_freed_memory
 from hobs_rspar.evidence.statistics import mean_interval
+from hobs_rspar.memory import keep_freed_memory
 from hobs_rspar.progress import bar
 
 GROUP = 16  # weights that are fetched together

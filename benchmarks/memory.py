@@ -1,4 +1,4 @@
-"""Training steps with and without ``device.keep_freed_memory``, in turn: ``python benchmarks/memory.py``.
+"""Training steps with and without ``memory.keep_freed_memory``, in turn: ``python benchmarks/memory.py``.
 
 Each way has processes of its own, because the C library's setting cannot be taken back. Prints the ratio of medians of
 CPU time of a training step, for a ResNet-20 at uneven widths.
@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from batchnorm import BATCH, pruned, step_seconds  # noqa: E402
 
-from hobs_rspar.device import keep_freed_memory  # noqa: E402
+from hobs_rspar.memory import keep_freed_memory  # noqa: E402
 
 PROCESSES, STEPS = 5, 12
 WAYS = ("as it is", "kept")

@@ -22,7 +22,7 @@ from torch import nn
 
 from hobs_rspar import config, cost
 from hobs_rspar.curvature import repair
-from hobs_rspar.device import keep_freed_memory
+from hobs_rspar.memory import keep_freed_memory
 from hobs_rspar.progress import bar
 
 SEEDS = (0, 1)  # of development

@@ -17,8 +17,8 @@ from _experiment import run
 from torch import nn
 
 from hobs_rspar import config, cost
-from hobs_rspar.device import keep_freed_memory
 from hobs_rspar.errors import UserError
+from hobs_rspar.memory import keep_freed_memory
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import bar

@@ -17,8 +17,8 @@ from _bench import Bench
 from _experiment import run
 
 from hobs_rspar import config
-from hobs_rspar.device import keep_freed_memory
 from hobs_rspar.errors import UserError, did_you_mean
+from hobs_rspar.memory import keep_freed_memory
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import bar
 from hobs_rspar.seeds import derived_seed

@@ -13,7 +13,8 @@ from hobs_rspar import checkpoint, config
 from hobs_rspar.allocation.expense import limited
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.coupling import Groups
-from hobs_rspar.device import keep_freed_memory, resolve_device
+from hobs_rspar.device import resolve_device
+from hobs_rspar.memory import keep_freed_memory
 from hobs_rspar.methods import _registry
 from hobs_rspar.methods._protocol import Context, FileInputs
 from hobs_rspar.paths import Paths

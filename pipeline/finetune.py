@@ -17,8 +17,9 @@ from torch import nn
 
 from _stage import cell_arguments, record_seconds, run
 from hobs_rspar import batchnorm, checkpoint, config, data, networks, resume, strided, teaching, training
-from hobs_rspar.device import keep_freed_memory, resolve_device, resolve_precision
+from hobs_rspar.device import resolve_device, resolve_precision
 from hobs_rspar.errors import UserError
+from hobs_rspar.memory import keep_freed_memory
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
 

@@ -5,8 +5,9 @@ from pathlib import Path
 
 from _stage import run
 from hobs_rspar import batchnorm, checkpoint, config, cost, data, networks, resume, training
-from hobs_rspar.device import keep_freed_memory, resolve_device, resolve_precision
+from hobs_rspar.device import resolve_device, resolve_precision
 from hobs_rspar.errors import UserError
+from hobs_rspar.memory import keep_freed_memory
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import image_bar
 

@@ -14,8 +14,9 @@ from _stage import cell_arguments, record_seconds, run
 from hobs_rspar import checkpoint, config, cost, data, slicing
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature import repair
-from hobs_rspar.device import keep_freed_memory, resolve_device
+from hobs_rspar.device import resolve_device
 from hobs_rspar.errors import UserError
+from hobs_rspar.memory import keep_freed_memory
 from hobs_rspar.paths import Paths
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.seeds import generator

@@ -9,7 +9,8 @@ from _stage import run
 from hobs_rspar import checkpoint, config, data
 from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature import statistics
-from hobs_rspar.device import keep_freed_memory, resolve_device
+from hobs_rspar.device import resolve_device
+from hobs_rspar.memory import keep_freed_memory
 from hobs_rspar.paths import Paths
 from hobs_rspar.progress import bar
 from hobs_rspar.seeds import generator

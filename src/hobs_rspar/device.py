@@ -1,42 +1,12 @@
-"""Which device to compute on, in which precision, and what the CPU does with memory."""
+"""Which device to compute on, and in which precision."""
 
 from __future__ import annotations
 
-import ctypes
 import platform
 
 import torch
 
 from hobs_rspar.errors import UserError
-
-
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD, M_ARENA_MAX = -1, -3, -8  # of glibc's malloc.h
-KEPT = (2**30, 2**25)  # bytes: enough for any activation; the most that older versions take
-
-
-def keep_freed_memory() -> None:
-    """Lets this process reuse the memory of large tensors instead of returning it after every layer.
-
-    glibc maps every allocation above some size anew, so each activation begins with page faults; they take a good part
-    of a training step on a CPU (benchmarks/memory.py measures it). Other C libraries are left as they are.
-    """
-    if (mallopt := _mallopt()) is not None:
-        any(mallopt(M_MMAP_THRESHOLD, size) for size in KEPT)
-        mallopt(M_TRIM_THRESHOLD, KEPT[0])
-
-
-def share_freed_memory() -> None:
-    """Lets threads that begin from now on take memory from one place, so that one reuses what another has freed.
-
-    glibc gives each thread a place of its own. Where many threads run one after the other, that is a gigabyte which
-    nobody uses. Other C libraries are left as they are.
-    """
-    if (mallopt := _mallopt()) is not None:
-        mallopt(M_ARENA_MAX, 1)
-
-
-def _mallopt():
-    return getattr(ctypes.CDLL(None), "mallopt", None)
 
 
 def resolve_device(name: str) -> torch.device:

@@ -1,7 +1,8 @@
-"""Memory: how much a process has held, and how many images fit into one pass."""
+"""Memory: how much a process has held, what it does with freed memory, and how many images fit into one pass."""
 
 from __future__ import annotations
 
+import ctypes
 import sys
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,8 @@ try:
 except ImportError:  # not on Windows
     resource = None
 
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+KEPT = (2**30, 2**25)  # bytes: enough for any activation; the most that older versions take
 BATCH = 128  # images of a pass with gradients, where they fit
 ACTIVATIONS = 2**30  # bytes of all outputs of all layers in a pass; what its backward pass holds is about half of them
 
@@ -48,3 +51,28 @@ def batch_size(network: nn.Module, example: Tensor, most: int = BATCH) -> int:
         for hook in hooks:
             hook.remove()
     return max(1, min(most, ACTIVATIONS // sum(held)))
+
+
+def keep_freed_memory() -> None:
+    """Lets this process reuse the memory of large tensors instead of returning it after every layer.
+
+    glibc maps every allocation above some size anew, so each activation begins with page faults; they take a good part
+    of a training step on a CPU (benchmarks/memory.py measures it). Other C libraries are left as they are.
+    """
+    if (mallopt := _of_c("mallopt")) is not None:
+        any(mallopt(M_MMAP_THRESHOLD, size) for size in KEPT)
+        mallopt(M_TRIM_THRESHOLD, KEPT[0])
+
+
+def return_freed_memory() -> None:
+    """Gives the system the freed memory that glibc keeps; other C libraries are left as they are.
+
+    Activations of many sizes leave holes between them. In passes of large images that is a gigabyte.
+    """
+    if (trim := _of_c("malloc_trim")) is not None:
+        trim(0)
+
+
+def _of_c(name: str):
+    """A function of the C library that this process runs with, or None."""
+    return None if sys.platform == "win32" else getattr(ctypes.CDLL(None), name, None)

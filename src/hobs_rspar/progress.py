@@ -9,7 +9,7 @@ from contextvars import ContextVar
 
 from tqdm import tqdm
 
-from hobs_rspar.memory import peak_memory
+from hobs_rspar.memory import peak_memory, return_freed_memory
 
 PHASE = "{desc}, phase {n_fmt} of {total_fmt} [{elapsed}]"  # how long the phase takes, its own bar says
 _SHOWN = ContextVar("_SHOWN", default=True)
@@ -73,6 +73,7 @@ class Phases:
         self._switch()
         self._open.append(name)
         self._show()
+        return_freed_memory()
         try:
             yield
         finally:

@@ -20,6 +20,7 @@ from hobs_rspar.coupling import Groups
 from hobs_rspar.curvature.observe import frontier
 from hobs_rspar.curvature.repair import BATCH, batch_size, reestimate_batchnorm
 from hobs_rspar.data import Images
+from hobs_rspar.memory import return_freed_memory
 from hobs_rspar.training import accuracy, logits
 
 PIXELS = 2**20  # of the images on which an allocation is evaluated: 1,024 of 32x32
@@ -96,6 +97,8 @@ class PruningEnvironment:
 
     def repaired(self, widths: np.ndarray) -> nn.Module:
         """The pruned network, its consumers refitted and its batch norms re-estimated."""
+        if self.batch < BATCH:  # large images: every allocation has activations of other sizes
+            return_freed_memory()
         network = self.pruned(widths)
         reestimate_batchnorm(network, self.calibration, self.PRECISION, self._batch(self.calibration))
         return network

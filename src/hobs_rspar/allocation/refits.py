@@ -18,10 +18,11 @@ from hobs_rspar.curvature.pools import regularly
 from hobs_rspar.curvature.repair import refit_weight
 
 SOLVED = 640  # columns up to which every width is solved anew, in double precision; twice those of a CIFAR ResNet
+KEPT = 2**27  # bytes of changes that are kept for the next allocation with the same width
 
 
 class Refits:
-    """Changes of weights by group and width, each computed once.
+    """Changes of weights by group and width; the last ones are kept.
 
     Args:
         network: dense; its weights are read.
@@ -39,9 +40,13 @@ class Refits:
 
     def change(self, g: int, width: int) -> dict[str, Tensor]:
         """Weight name -> what is added to it when group ``g`` keeps its last ``width`` channels."""
-        if (g, width) not in self._known:
-            self._known[g, width] = self._computed(g, self.order[g][:self.groups[g].channels - width])
-        return self._known[g, width]
+        found = self._known.pop((g, width), None)
+        if found is None:
+            found = self._computed(g, self.order[g][:self.groups[g].channels - width])
+        self._known[g, width] = found  # as the last one
+        while len(self._known) > 1 and sum(map(_bytes, self._known.values())) > KEPT:
+            del self._known[next(iter(self._known))]
+        return found
 
     def _computed(self, g: int, gone: Tensor) -> dict[str, Tensor]:
         changes: dict[str, Tensor] = {}
@@ -59,6 +64,10 @@ class Refits:
             parts = consumers(self.groups[g], self.network, self.factors)
             self._roots[g] = [_Root(part, self.order[g], self.ridge) for part in parts]
         return self._roots[g]
+
+
+def _bytes(change: Mapping[str, Tensor]) -> int:
+    return sum(tensor.nbytes for tensor in change.values())
 
 
 class _Root:

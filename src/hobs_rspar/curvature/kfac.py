@@ -273,6 +273,6 @@ def _shares(layer: nn.Module, x: Tensor, where: Tensor | None, images: int) -> t
 
 def damped(factor: Tensor, damping: float) -> Tensor:
     """``factor`` [..., d, d] plus ``damping`` times its mean diagonal on the diagonal."""
-    level = factor.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(torch.finfo(factor.dtype).tiny)
-    return factor + damping * level[..., None, None] * torch.eye(factor.shape[-1], device=factor.device,
-                                                                dtype=factor.dtype)
+    diagonal = (regular := factor.clone()).diagonal(dim1=-2, dim2=-1)
+    diagonal += damping * diagonal.mean(-1, keepdim=True).clamp_min(torch.finfo(factor.dtype).tiny)
+    return regular

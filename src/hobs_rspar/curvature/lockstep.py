@@ -15,7 +15,7 @@ from weakref import ref
 import torch
 from torch import Tensor, nn
 
-from hobs_rspar.device import share_freed_memory
+from hobs_rspar.memory import return_freed_memory
 
 
 class Walk(threading.Thread):
@@ -111,17 +111,19 @@ def in_step(networks: tuple[nn.Module, nn.Module], stops: dict[str, bool], batch
         see: gets layer, number of the batch, input in the first network, output in the second or None.
         done: gets a layer that all batches have reached, before any goes on.
     """
-    share_freed_memory()
     walks: list[tuple[Walk, Walk]] = []
     both = [name for name, compared in stops.items() if compared]
     with watched(networks[0], list(stops), before=True), watched(networks[1], both, before=False):
         try:
             for (layer, compared), count in zip(stops.items(), together):
-                for batch in batches[len(walks):count]:
-                    walks.append(tuple(Walk(network, batch()) for network in networks))
+                here = len(walks)
+                walks += [tuple(Walk(network, batch()) for network in networks) for batch in batches[here:count]]
                 for number, (first, second) in enumerate(walks):
                     see(layer, number, first.until(layer), second.until(layer) if compared else None)
+                    if number >= here:  # it has come a long way
+                        return_freed_memory()
                 done(layer)
+                return_freed_memory()
         finally:
             for walk in (walk for pair in walks for walk in pair):
                 walk.end()
