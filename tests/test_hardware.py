@@ -186,15 +186,15 @@ def test_halving_widths_halves_activation_bytes():
     assert one - 4 * 32 * 32 == 2 * (two - 4 * 16 * 16)
 
 
-def test_throughput_above_the_measured_peak_fails(monkeypatch):
+def test_throughput_above_the_measured_peak_is_flagged(monkeypatch):
     asked = []
     monkeypatch.setattr(physics, "peak_macs", lambda device, trials=3: asked.append(trials) or 1e9)
     monkeypatch.setattr(physics.time, "sleep", lambda seconds: None)
     fine = samples([[1.0]], images=100, wall=0.1)  # 1,000 images/s
-    physics.require_below_peak([fine], [1_000_000], CPU)
+    assert physics.peak_flags([fine], [1_000_000], CPU) == []
     assert asked == [3]
-    with pytest.raises(UserError, match=r"batch 100: the throughput implies 2 GMAC/s.*only 1 GMAC/s"):
-        physics.require_below_peak([fine, fine], [1, 2_000_000], CPU)
+    flag, = physics.peak_flags([fine, fine], [1, 2_000_000], CPU)
+    assert flag.startswith("batch 100: the throughput implies 2 GMAC/s") and "only 1 GMAC/s" in flag
     assert asked == [3, 3, 20]  # the peak gets a second, longer chance
 
 

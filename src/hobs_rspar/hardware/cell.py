@@ -109,7 +109,7 @@ def _measure_batch(job: Job, networks: list[nn.Module], macs: list[int], size: i
     batch = Batch(x, comparison, bounds, flags)
     for name, samples in zip(NAMES, batch.samples):
         flags += physics.timing_flags(samples, name, job.threads)
-    physics.require_below_peak(batch.samples, macs, job.device)
+    flags += physics.peak_flags(batch.samples, macs, job.device)
     return batch
 
 

@@ -95,26 +95,25 @@ def peak_macs(device: torch.device, trials: int = 3) -> float:
         return size**3 / (min(clock.lap(lambda: product(left, right), trials)) / 1e3)
 
 
-def require_below_peak(samples: Sequence[Samples], macs: Sequence[int], device: torch.device) -> None:
-    """Throughput must not imply more arithmetic than the device was seen to do.
+def peak_flags(samples: Sequence[Samples], macs: Sequence[int], device: torch.device) -> list[str]:
+    """What to say where a throughput implies more arithmetic than the device was seen to do.
+
+    It may be the peak that was measured in a slow moment: so it is measured twice, and no study stops.
 
     Args:
         samples: timings of some networks.
         macs: of one image, of the same networks.
         device: where they ran.
-
-    Raises:
-        UserError: it does, also against a peak that was measured a second time, more carefully.
     """
     needed = max(sample.throughput * count for sample, count in zip(samples, macs))
     peak = peak_macs(device)
     if needed > peak * (1 + MARGIN):
         time.sleep(0.5)  # a disturbance during the first measurement is the likeliest cause
         peak = max(peak, peak_macs(device, trials=20))
-    if needed > peak * (1 + MARGIN):
-        raise UserError(f"batch {samples[0].images}: the throughput implies {needed / 1e9:.0f} GMAC/s, but a large "
-                        f"matrix product reaches only {peak / 1e9:.0f} GMAC/s here; the timing cannot be right. "
-                        "Run it again on an idle machine")
+    if needed <= peak * (1 + MARGIN):
+        return []
+    return [f"batch {samples[0].images}: the throughput implies {needed / 1e9:.0f} GMAC/s, but a large matrix product "
+            f"reached only {peak / 1e9:.0f} GMAC/s here, twice; the machine was busy, or the timing is wrong"]
 
 
 def speedup_flag(comparison: Comparison, bounds: Bounds) -> str:

@@ -24,7 +24,7 @@ def measure_file(path: Path, batch_sizes: Sequence[int], seconds: float, threads
         device: where.
 
     Raises:
-        UserError: the file is missing, truncated or no network; a number is not positive; physics denies the result.
+        UserError: the file is missing, truncated or no network; a number is not positive.
     """
     if min(*batch_sizes, seconds, threads) <= 0:
         raise UserError(f"--batch-sizes {' '.join(map(str, batch_sizes))} --seconds {seconds:g} --threads {threads}: "
@@ -35,16 +35,15 @@ def measure_file(path: Path, batch_sizes: Sequence[int], seconds: float, threads
     with timing.threads(threads):
         samples = measure_network(network, shape, batch_sizes, seconds)
         energy = network_energy(network, (max(batch_sizes), *shape), seconds)
-        for timed in samples.values():
-            physics.require_below_peak([timed], [size.macs], device)
+        flags = [flag for timed in samples.values() for flag in (*physics.timing_flags(timed, spec.name, threads),
+                                                                 *physics.peak_flags([timed], [size.macs], device))]
     fingerprint = platform.fingerprint(device, threads)
     return {"file": path.name, "sha256": checkpoint.digest(path), "network": spec.name, "image": list(shape),
             "params": size.params, "macs": size.macs, "platform": platform.slug(fingerprint),
             "fingerprint": fingerprint, "conditions": {"mode": "eager", "dtype": "fp32", "layout": "channels_last"},
             "batches": {str(batch): timed.summary() for batch, timed in samples.items()},
             "energy_j": energy.joules_per_image, "energy_reason": energy.reason,
-            "flags": [flag for timed in samples.values()
-                      for flag in physics.timing_flags(timed, spec.name, threads)]}
+            "flags": flags}
 
 
 def as_text(record: dict) -> str:
