@@ -374,6 +374,8 @@ def test_kfac_says_what_is_missing():
         kfac.compute_fisher_diagonal("first")
     with pytest.raises(UserError, match="damping must be > 0 and update_freq >= 1; seen: 0, 10"):
         KFACHessianApproximator(seeded(Plain), damping=0)
+    with pytest.raises(UserError, match="scripted"):
+        KFACHessianApproximator(torch.jit.script(seeded(Plain)))
     own = nn.Sequential(Levelled(2, 3, 3))
     kfac = KFACHessianApproximator(own, update_freq=1)
     kfac.register_hooks()

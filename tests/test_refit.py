@@ -132,6 +132,21 @@ def test_a_leading_block_of_one_factor_gives_every_width(factorised):
         assert ours.change(g, group.channels) == {}
 
 
+def test_only_the_last_changes_are_kept_and_a_forgotten_one_comes_back_the_same(monkeypatch):
+    monkeypatch.setattr(refits, "KEPT", 2**17)  # of resnet8's changes, of 9 to 150 KiB each
+    network, groups = zoo("resnet8"), zoo_groups("resnet8")
+    ours = Refits(network, groups, [torch.arange(group.channels) for group in groups],
+                  statistics_of("resnet8")[1], 1e-2)
+    asked = [(g, width) for g in range(len(groups)) for width in (1, 2, 3)]
+    first = [ours.change(*key) for key in asked]
+    assert sum(tensor.nbytes for kept in ours._known.values() for tensor in kept.values()) <= 2**17 or \
+        len(ours._known) == 1
+    assert 0 < len(ours._known) < len(asked) and list(ours._known)[-1] == asked[-1]
+    for key, wanted in zip(asked, first):
+        again = ours.change(*key)
+        assert again.keys() == wanted.keys() and all(torch.equal(again[name], wanted[name]) for name in wanted)
+
+
 @pytest.mark.parametrize("solved", [0, 10**6])
 def test_every_group_of_a_convolution_and_every_channel_order(monkeypatch, solved):
     monkeypatch.setattr(refits, "SOLVED", solved)

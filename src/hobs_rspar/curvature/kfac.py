@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from hobs_rspar.admission import check_visible
 from hobs_rspar.curvature.factors import Factors, accumulate, column_blocks, fisher_diagonal, input_diagonal
 from hobs_rspar.curvature.layout import Pass, by_image, channel_axis, per_image
 from hobs_rspar.curvature.passes import products
@@ -84,6 +85,7 @@ class KFACHessianApproximator:
     def __init__(self, model: nn.Module, damping: float = 1e-3, update_freq: int = 10,
                  positions: int | None = None, generator: torch.Generator | None = None,
                  wanted: Wanted | None = None):
+        check_visible(model)
         if damping <= 0 or update_freq < 1:
             raise UserError(f"damping must be > 0 and update_freq >= 1; seen: {damping}, {update_freq}")
         self.model, self.damping, self.update_freq = model, damping, update_freq

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from hobs_rspar.allocation.environment import PruningEnvironment
+from hobs_rspar.allocation.environment import PruningEnvironment, affordable
 from hobs_rspar.allocation.sac import perceptron
 from hobs_rspar.config import Positive, Section
 from hobs_rspar.coupling import Group
@@ -46,7 +46,8 @@ def plan(context: Context, options: Options) -> PruningPlan:
     norms = filter_norms(context.network, context.groups, 1)
     order = [torch.argsort(norm, stable=True) for norm in norms]
     environment = PruningEnvironment(context.network, context.groups, order, context.factors,
-                                     context.calibration.first(256), context.validation.first(options.images))
+                                     affordable(context.calibration, 256, 1 / 4),
+                                     affordable(context.validation, options.images))
     widths = search(Layers(context), environment, options, context.derived_seed)
     history = {"evaluations": environment.evaluations, "images": environment.images, "episodes": [], "measured": [],
                "chosen": "highest accuracy of all episodes"}

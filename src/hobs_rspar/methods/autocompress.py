@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hobs_rspar.allocation.environment import PruningEnvironment
+from hobs_rspar.allocation.environment import PruningEnvironment, affordable
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.config import Positive
 from hobs_rspar.coupling import Groups
@@ -78,8 +78,8 @@ def share(space: Space, turn: int, rounds: int) -> Space:
 def evaluated(network: nn.Module, context: Context, options: Options) -> PruningEnvironment:
     """Pays widths by the accuracy of ``network`` on validation images with its smallest filters gone."""
     order = [torch.argsort(norm, stable=True) for norm in filter_norms(network, context.groups, 1)]
-    return PruningEnvironment(network, context.groups, order, {}, context.calibration.first(256),
-                              context.validation.first(options.held_out), refit=False)
+    return PruningEnvironment(network, context.groups, order, {}, affordable(context.calibration, 256, 1 / 4),
+                              affordable(context.validation, options.held_out), refit=False)
 
 
 def annealed(space: Space, environment: PruningEnvironment, random: np.random.Generator) -> np.ndarray:

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hobs_rspar.allocation.environment import PruningEnvironment
+from hobs_rspar.allocation.environment import PruningEnvironment, affordable
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.walk import features
 from hobs_rspar.config import Positive, Section
@@ -43,7 +43,8 @@ def plan(context: Context, options: Options) -> PruningPlan:
     norms = filter_norms(context.network, context.groups, 2)
     order = [torch.argsort(norm, stable=True) for norm in norms]
     environment = PruningEnvironment(context.network, context.groups, order, context.factors,
-                                     context.calibration.first(256), context.validation.first(options.images),
+                                     affordable(context.calibration, 256, 1 / 4),
+                                     affordable(context.validation, options.images),
                                      refit=False)
     lesser = np.array([float(norm.sort().values[:len(norm) // 2].sum() / norm.sum().clamp_min(1e-30))
                        for norm in norms])
