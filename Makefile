@@ -13,7 +13,7 @@ BIN     := $(VENV)/bin
 export PATH := $(abspath $(BIN)):$(PATH)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro update test test-all study studies preview status compare lint
+.PHONY: help setup repro update test test-all study studies preview status report compare lint
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(firstword $(MAKEFILE_LIST))
@@ -53,6 +53,9 @@ preview: $(READY) ## what the current params mean: groups, MACs, predicted loss,
 
 status: $(READY) ## cells done, failed, stale and missing, and how long the rest will take
 	@$(BIN)/python tasks/status.py $(if $(JOBS),--jobs $(JOBS))
+
+report: $(READY) ## the page and figures of any study from its records, in seconds (STUDY=pareto)
+	@$(BIN)/python tasks/report.py $(STUDY)
 
 compare: $(READY) ## two revisions or experiments, paired by seed: make compare A=HEAD~1 B=workspace
 	@$(BIN)/python tasks/compare.py $(A) $(B)

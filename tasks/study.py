@@ -48,7 +48,7 @@ def keep_claims_folder(name: str) -> None:
         (folder / ".gitkeep").touch()
 
 
-def studied(arguments: list[str]) -> str:
+def studied(arguments: list[str], usage: str = "make study STUDY=toy") -> str:
     """The study's name on the command line.
 
     Raises:

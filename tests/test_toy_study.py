@@ -48,6 +48,16 @@ def test_serial_run_has_the_same_hashes(toy, new_clone):
         assert clone.outputs(stage) == toy.outputs(stage), stage
 
 
+def test_the_report_alone_is_drawn_from_the_records(toy):
+    names, kept = ("index.html", "figures/accuracy_macs.svg", "tables/T1.md"), toy.read("params.yaml")
+    before = [toy.read(f"reports/toy/{name}") for name in names]
+    (toy.path / "reports/toy/index.html").unlink()
+    assert "6 of 6 cells" in toy.run("make report STUDY=toy")
+    assert [toy.read(f"reports/toy/{name}") for name in names] == before and toy.read("params.yaml") == kept
+    assert "Did you mean 'toy'" in toy.run("make report STUDY=tyo", ok=False)
+    assert "say which: make report STUDY=pareto" in toy.run("make report", ok=False)
+
+
 def test_status_of_a_finished_study(toy):
     assert "6 done" in toy.run("make status")
 

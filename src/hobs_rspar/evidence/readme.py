@@ -10,6 +10,7 @@ from hobs_rspar.errors import UserError
 from hobs_rspar.evidence.summary import LATENCY_BATCH, REFERENCE, THROUGHPUT_BATCH
 from hobs_rspar.evidence.table_formats import Column, Table, markdown_rows
 
+PAGE_IN_GIT = "default"  # of the other studies Git has records and tables
 COLUMNS = (
     Column("method", "Method"),
     Column("top1", "Top-1 (%)", right=True),
@@ -41,8 +42,10 @@ def render(report_folder: str | Path) -> str:
         raise UserError(f"{missing.filename} not found; 'python pipeline/report.py' writes it") from None
     table = markdown_rows(Table("README", "", "", COLUMNS, [_row(row) for row in rows]))
     where, (begin, end) = f"{folder.parent.name}/{folder.name}", markers(folder.name)
-    return (f"{begin}\n{table}\n{seen['line']} ± is half of the {seen['confidence']} interval over seeds. All tables "
-            f"and figures: [{where}/index.html]({where}/index.html).\n{end}")
+    link = f"All tables and figures: [{where}/index.html]({where}/index.html)" if folder.name == PAGE_IN_GIT else \
+        f"All tables: [{where}/tables]({where}/tables); `make report STUDY={folder.name}` draws the page"
+    return (f"{begin}\n{table}\n{seen['line']} ± is half of the {seen['confidence']} interval over seeds. "
+            f"{link}.\n{end}")
 
 
 def update(readme_path: str | Path, report_folder: str | Path) -> bool:

@@ -1,0 +1,32 @@
+"""Renders a study's report from its records: ``python tasks/report.py NAME``. Seconds, without torch; params.yaml and
+dvc.lock stay as they are.
+
+In Git are every study's records and tables, and the page and figures of the default study: those of the others are
+made by this command, or by their own ``make repro``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from _task import FOLDER, run  # first: it makes the package importable
+
+import study
+from hobs_rspar import config
+from hobs_rspar.evidence import report
+
+
+def main() -> None:
+    name = study.studied(sys.argv[1:], "make report STUDY=pareto")
+    text = study.composed(name)
+    study.validate(name, text)
+    composed = FOLDER / f"report-{name}.yaml"
+    composed.write_text(text)
+    try:
+        print(report.write(config.load(composed)))
+    finally:
+        composed.unlink()
+
+
+if __name__ == "__main__":
+    run(main)
