@@ -8,9 +8,9 @@ import time
 from collections.abc import Callable, Sequence
 
 import torch
-from _experiment import publish
 from torch import nn
 
+from _experiment import publish
 from hobs_rspar import checkpoint, config, data, slicing, training
 from hobs_rspar.allocation.expense import limited
 from hobs_rspar.allocation.space import Space

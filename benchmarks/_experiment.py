@@ -6,7 +6,6 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "pipeline"))
 
 from _stage import run  # noqa: E402  (the line above makes it importable; it makes the package importable)
-
 from hobs_rspar import config  # noqa: E402
 from hobs_rspar.evidence import claim_files  # noqa: E402
 from hobs_rspar.evidence.table_formats import Column, Table, markdown_rows  # noqa: E402

@@ -14,10 +14,10 @@ from unittest import mock
 
 import numpy as np
 import torch
-from _torch_pruning import PEERS, Task
 from PIL import Image
 from torch import nn
 
+from _torch_pruning import PEERS, Task
 from hobs_rspar import checkpoint, compress, cost, networks
 from hobs_rspar.allocation import environment
 from hobs_rspar.curvature import hobs, repair

@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 
 import numpy as np
+
 from _allocation import Problem, load
 from _experiment import run
 from hobs_rspar.allocation import annealing, cmaes, dqn, dynamic, greedy, local_search, ppo_search, random_search, trial

@@ -10,10 +10,10 @@ import statistics as plain
 import time
 
 import torch
-from _bench import Bench, budget_of_macs, publish_tables
-from _experiment import run
 from torch import nn
 
+from _bench import Bench, budget_of_macs, publish_tables
+from _experiment import run
 from hobs_rspar import adaprune, config
 from hobs_rspar.evidence.statistics import mean_interval
 from hobs_rspar.memory import keep_freed_memory

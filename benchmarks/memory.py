@@ -14,7 +14,6 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from batchnorm import BATCH, pruned, step_seconds  # noqa: E402
-
 from hobs_rspar.memory import keep_freed_memory  # noqa: E402
 
 PROCESSES, STEPS = 5, 12

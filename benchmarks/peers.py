@@ -12,14 +12,14 @@ import statistics as plain
 import time
 from collections.abc import Iterator
 
-from _bench import Bench, budget_of_macs, publish_tables  # first: it makes the package importable
-import _oneshot
 import torch
 import torch_pruning as tp
-from _experiment import run
-from _torch_pruning import PEERS, STEPS, Task
 from torch import nn
 
+from _bench import Bench, budget_of_macs, publish_tables
+from _experiment import run
+from _oneshot import table as oneshot_table
+from _torch_pruning import PEERS, STEPS, Task
 from hobs_rspar import config, cost
 from hobs_rspar.curvature import repair
 from hobs_rspar.memory import keep_freed_memory
@@ -52,7 +52,7 @@ def main() -> None:
             "Speedup: dense time / pruned time, all networks timed in turns.")
     publish_tables(params, subject, started, [
         {"name": "peers", "title": f"Torch-Pruning by itself and ours: {subject}", "note": note, "columns": COLUMNS,
-         "rows": rows}, _oneshot.table()])
+         "rows": rows}, oneshot_table()])
 
 
 def theirs(bench: Bench) -> Iterator[tuple[str, tuple[nn.Module, float]]]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+
 from _allocation import Problem, load
 from _experiment import run
 from hobs_rspar.allocation import dynamic, trial

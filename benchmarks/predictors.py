@@ -10,10 +10,10 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from _allocation import Problem, load
-from _experiment import run
 from scipy.stats import spearmanr
 
+from _allocation import Problem, load
+from _experiment import run
 from hobs_rspar import checkpoint, data, training
 from hobs_rspar.allocation.environment import PruningEnvironment
 from hobs_rspar.allocation.fitted import FittedReward
@@ -49,9 +49,10 @@ class Bench:
         self.curves = curves(problem.scores, self.order, relative)
 
     def recovered(self, rows: np.ndarray, images: int, what: str) -> np.ndarray:
-        """Loss and accuracy (a fraction) of widths [n, groups] on validation images after recovery [n, 2].
+        """Loss and accuracy (a fraction) of widths on validation images after recovery [n, 2].
 
         Args:
+            rows: widths [n, groups].
             images: training images of each recovery.
             what: name of the progress bar.
         """

@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
-from _bench import Bench, publish_tables
-from _experiment import run
 from torch import nn
 
+from _bench import Bench, publish_tables
+from _experiment import run
 from hobs_rspar import config, cost
 from hobs_rspar.errors import UserError
 from hobs_rspar.memory import keep_freed_memory

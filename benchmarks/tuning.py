@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import yaml
+
 from _bench import Bench
 from _experiment import run
-
 from hobs_rspar import config
 from hobs_rspar.errors import UserError, did_you_mean
 from hobs_rspar.memory import keep_freed_memory

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+import _stage  # noqa: F401  (it makes the package importable)
 from hobs_rspar import config
 from hobs_rspar.errors import UserError, did_you_mean
 from hobs_rspar.hardware.record import CellFiles

@@ -10,8 +10,8 @@ import time
 import numpy as np
 import onnxruntime
 
-from _stage import run  # first: it makes the package importable
 from _cell import named_cell
+from _stage import run
 from hobs_rspar import checkpoint, config, data, deployment
 from hobs_rspar.hardware import platform, timing
 from hobs_rspar.hardware.record import CellFiles, write_json

@@ -8,8 +8,8 @@ from dataclasses import asdict
 
 import torch
 
-from _stage import run  # first: it makes the package importable
 from _cell import named_cell
+from _stage import run
 from hobs_rspar import checkpoint, config
 from hobs_rspar.device import resolve_device
 from hobs_rspar.hardware import modes, platform, timing

@@ -11,6 +11,7 @@ from statistics import mean
 
 import yaml
 
+import _task  # noqa: F401  (it makes the package importable)
 from hobs_rspar.config import Params
 from hobs_rspar.paths import Paths
 

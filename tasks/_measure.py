@@ -9,6 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 
+import _task  # noqa: F401  (it makes the package importable)
 from hobs_rspar import training
 from hobs_rspar.data import Images
 from hobs_rspar.networks import NetworkSpec

@@ -17,7 +17,6 @@ FAILED, LOCK, HOLDER = FOLDER / "failed.json", FOLDER / "lock", FOLDER / "holder
 sys.path.insert(0, str(ROOT / "pipeline"))
 
 from _stage import run as _run  # noqa: E402  (the line above makes it importable; it makes the package importable)
-
 from hobs_rspar.errors import UserError  # noqa: E402
 
 

@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
-from _task import run
-from study import differences
 
+from _task import run
 from hobs_rspar.errors import UserError
 from hobs_rspar.evidence.comparison import Side, compared
 from hobs_rspar.evidence.table_formats import Table, files, markdown_rows
+from study import differences
 
 WORKSPACE, FOLDER = "workspace", Path("comparisons")
 LONGEST = 12  # changed keys that are printed

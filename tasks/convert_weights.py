@@ -13,9 +13,9 @@ import argparse
 from pathlib import Path
 
 import torch
-from _task import run
 from torch import Tensor, nn
 
+from _task import run
 from hobs_rspar import checkpoint, data, networks
 
 IMAGENET = torch.tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]])  # mean, standard deviation

@@ -18,17 +18,17 @@ from importlib.metadata import version
 
 import torch
 import torch_pruning as tp
-from _task import ROOT, run
 from torch import Tensor, nn
+
+from _task import ROOT, run
 
 sys.path.insert(0, str(ROOT / "tests"))
 
 import zoo  # noqa: E402  (the line above makes it importable)
-from zoo import Cut  # noqa: E402
-
 from hobs_rspar.allocation.space import floors  # noqa: E402
 from hobs_rspar.errors import UserError, did_you_mean  # noqa: E402
 from hobs_rspar.networks import NetworkSpec, torchvision_models  # noqa: E402
+from zoo import Cut  # noqa: E402
 
 PAGE = ROOT / "docs" / "networks.md"
 SECONDS, GIGABYTES = 120, 12  # of CPU time and memory that Torch-Pruning gets for each network

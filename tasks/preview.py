@@ -7,11 +7,10 @@ import copy
 import json
 
 import numpy as np
-from _task import check_options, default_jobs, run  # before the package: it makes it importable
 
 import _measure
 from _estimate import START_SECONDS, experiment_seconds, experiments, in_words, made_with, recorded, total
-
+from _task import check_options, default_jobs, run
 from hobs_rspar import checkpoint, config, data, networks, sources, surgery
 from hobs_rspar.allocation.rounding import in_multiples
 from hobs_rspar.allocation.space import Space
@@ -144,6 +143,8 @@ def allocation_seconds(params: config.Params, cell: str, training: float, infer:
     """Of the plans that a method's search runs, at most, or of the dense network's training by the method.
 
     Args:
+        params: of the study.
+        cell: ``<method>-<seed>``.
         training: images/s of the dense network; those that gates learn from count as the weights' do.
         infer: images/s of a pruned network.
     """

@@ -1,6 +1,6 @@
-"""Renders a study's report from its records: ``python tasks/report.py NAME``. Seconds, without torch; params.yaml and
-dvc.lock stay as they are.
+"""Renders a study's report from its records: ``python tasks/report.py NAME``.
 
+It takes seconds and needs no torch; params.yaml and dvc.lock stay as they are.
 In Git are every study's records and tables, and the page and figures of the default study: those of the others are
 made by this command, or by their own ``make repro``.
 """
@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import sys
 
-from _task import FOLDER, run  # first: it makes the package importable
-
 import study
+from _task import FOLDER, run
 from hobs_rspar import config
 from hobs_rspar.evidence import report
 

@@ -18,7 +18,6 @@ from pathlib import Path
 import _graph
 from _task import FAILED, check_options, default_jobs, only_one, run
 from _workers import Failure, end_orphans, run_cells, stop_workers
-
 from hobs_rspar import config
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths

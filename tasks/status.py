@@ -6,10 +6,9 @@ import argparse
 import json
 from collections import Counter
 
-from _task import FAILED, default_jobs, run, who_works  # first: it makes the package importable
-
 import _graph
 from _estimate import remaining
+from _task import FAILED, default_jobs, run, who_works
 from hobs_rspar import config
 from hobs_rspar.paths import Paths
 

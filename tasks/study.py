@@ -15,10 +15,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from _task import FOLDER, check_options, only_one, run
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
+from _task import FOLDER, check_options, only_one, run
 from hobs_rspar import config
 from hobs_rspar.errors import UserError, did_you_mean
 
@@ -182,9 +182,9 @@ def swap_lock(before: str | None, name: str) -> None:
     now, then = (reader.load(path.read_text()) if path.exists() else {} for path in (LOCK, saved))
     stages = dict(then.get("stages", {}))
     for stage in SHARED_STAGES:
-        if entry := now.get("stages", {}).get(stage):
-            if stage not in stages or outputs(stages[stage]) == outputs(entry):
-                stages[stage] = entry
+        entry = now.get("stages", {}).get(stage)
+        if entry and (stage not in stages or outputs(stages[stage]) == outputs(entry)):
+            stages[stage] = entry
     if now or then:
         from _dvc import as_dvc_writes  # imports DVC; a wrong name should be told at once
 

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from _task import FOLDER, check_options, only_one, run
 
+from _task import FOLDER, check_options, only_one, run
 from hobs_rspar import config
 from hobs_rspar.errors import UserError
 from hobs_rspar.paths import Paths
@@ -82,6 +82,8 @@ def done(stage: Stage, values: dict, lost: set[str], place: str) -> bool:
     """Runs a stage unless nothing has changed since it ended; whether its results are there.
 
     Args:
+        stage: of dvc.yaml.
+        values: of params.yaml.
         lost: outputs of stages that failed; what lies there is of an earlier time.
         place: among all stages, in words.
     """

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-import _graph
 import yaml
+
+import _graph
 
 ROOT = Path(__file__).resolve().parents[1]
 DOWNLOADS = Path("data/downloads")  # raw files of data sets: shared by all copies, so that they are fetched once

@@ -6,7 +6,6 @@ import ast
 from pathlib import Path
 
 from clones import ROOT
-
 from hobs_rspar.config import CLAIMS, EXPERIMENTS
 
 PACKAGE = "hobs_rspar"

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from clones import ROOT, Clone
 
+from clones import ROOT, Clone
 from hobs_rspar.config import CLAIMS, EXPERIMENTS
 
 MICRO = """\

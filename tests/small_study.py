@@ -9,10 +9,10 @@ import sys
 from pathlib import Path
 
 import yaml
-from clones import ROOT
-from small import ZOO, images, zoo, zoo_groups
 
+from clones import ROOT
 from hobs_rspar import checkpoint, data
+from small import ZOO, images, zoo, zoo_groups
 
 PARAMS = yaml.safe_load((ROOT / "configs/default.yaml").read_text())
 

@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from small import ZOO, Mixed, assert_same, images, seeded, snapshot, zoo
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -12,6 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import hobs_rspar
 from hobs_rspar import adaprune, cost
 from hobs_rspar.errors import UserError
+from small import ZOO, Mixed, assert_same, images, seeded, snapshot, zoo
 
 
 def counts(mask: torch.Tensor, axis: int, group: int) -> list[torch.Tensor]:

@@ -8,7 +8,6 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from small import Mixed, Stream, assert_same, seeded, snapshot
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, prune
@@ -19,6 +18,7 @@ from hobs_rspar.classifier import check_classifier
 from hobs_rspar.errors import UserError
 from hobs_rspar.memory import ACTIVATIONS, BATCH, batch_size, peak_memory
 from hobs_rspar.protection import protected
+from small import Mixed, Stream, assert_same, seeded, snapshot
 
 
 def plain(**changes) -> nn.Sequential:

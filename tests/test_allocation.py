@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import IMAGES, ZOO, Stream, assert_same, context, images, seeded, snapshot, trained, zoo, zoo_groups
 from torch.nn import functional as F
 
 from hobs_rspar import cost, slicing, surgery
@@ -26,6 +25,7 @@ from hobs_rspar.errors import UserError
 from hobs_rspar.hardware.latency_table import LatencyTable, Layer, Whole
 from hobs_rspar.methods import _registry
 from hobs_rspar.training import accuracy, logits
+from small import IMAGES, ZOO, Stream, assert_same, context, images, seeded, snapshot, trained, zoo, zoo_groups
 
 
 def kept(groups: Groups, widths: np.ndarray) -> float:

@@ -9,8 +9,6 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from small import ZOO, plan_of, random_kept, zoo, zoo_groups
-from small_study import changed, make, set_params, stage
 from torch import nn
 
 from hobs_rspar import checkpoint, config, networks, sources
@@ -18,6 +16,8 @@ from hobs_rspar.errors import UserError, did_you_mean
 from hobs_rspar.methods import _registry
 from hobs_rspar.networks import NetworkSpec, build, check, torchvision_models
 from hobs_rspar.plan import PruningPlan
+from small import ZOO, plan_of, random_kept, zoo, zoo_groups
+from small_study import changed, make, set_params, stage
 
 ROOT = Path(__file__).parents[1]
 

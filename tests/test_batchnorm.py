@@ -6,10 +6,10 @@ import copy
 
 import pytest
 import torch
-from small import images, recipe
 from torch import nn
 
 from hobs_rspar import batchnorm, networks, training
+from small import images, recipe
 
 
 @pytest.mark.parametrize("channels,size", [(8, 28), (7, 5), (33, 7), (2, 4)])

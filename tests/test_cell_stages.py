@@ -7,14 +7,14 @@ import json
 import numpy as np
 import pytest
 import torch
-from small import zoo_groups
-from small_study import make, set_params, stage
 
 from hobs_rspar import checkpoint, config, data, training
 from hobs_rspar.curvature import repair
 from hobs_rspar.hardware.latency_table import LatencyTable
 from hobs_rspar.plan import PruningPlan
 from hobs_rspar.slicing import remove
+from small import zoo_groups
+from small_study import make, set_params, stage
 
 METHODS = ["unpruned", "l1", "l1_repair"]
 

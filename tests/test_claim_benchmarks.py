@@ -7,13 +7,13 @@ import sys
 import numpy as np
 import pytest
 import torch
-from clones import ROOT
-from small import zoo_groups
 
+from clones import ROOT
 from hobs_rspar import config
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.trial import Result
 from hobs_rspar.evidence.claim_files import write
+from small import zoo_groups
 
 sys.path.append(str(ROOT / "benchmarks"))  # as Python does for the script's own folder
 

@@ -7,11 +7,11 @@ import math
 from pathlib import Path
 
 import pytest
-from synthetic_cells import make_study
 
 from hobs_rspar.config import load
 from hobs_rspar.errors import UserError
 from hobs_rspar.evidence import claim_files, report
+from synthetic_cells import make_study
 
 RECORD = {
     "claim": "C8", "measured": 0.012, "lo": 0.004, "hi": 0.02, "unit": "reward above DP", "holds": True, "reason": "",

@@ -6,8 +6,8 @@ import shlex
 
 import pytest
 import yaml
-from clones import ROOT
 
+from clones import ROOT
 from hobs_rspar.config import CLAIMS, EXPERIMENTS
 
 NOT_YET = "not available yet"

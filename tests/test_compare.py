@@ -8,14 +8,14 @@ import sys
 import numpy as np
 import pytest
 import yaml
-from clones import ROOT
 from scipy import stats
+
+from clones import ROOT
 from synthetic_cells import PLATFORM, SEEDS, edit, make_study
 
 sys.path.append(str(ROOT / "tasks"))
 
 import compare  # noqa: E402
-
 from hobs_rspar.errors import UserError  # noqa: E402
 
 
@@ -49,7 +49,8 @@ def test_methods_of_both_are_paired_by_seed(study, monkeypatch, capsys):
     run(monkeypatch, "HEAD", "workspace")
     out = capsys.readouterr().out
     assert "study.budget.macs: 0.26 -> 0.3" in out and "| l1 | 5 |" in out and "unpruned |" not in out
-    table = {row["method"]: row for row in csv.DictReader(open(study / "comparisons/HEAD_workspace/comparison.csv"))}
+    written = (study / "comparisons/HEAD_workspace/comparison.csv").read_text()
+    table = {row["method"]: row for row in csv.DictReader(written.splitlines())}
     assert list(table) == ["l1", "hobs_rspar"]
     gains = 1 + 0.1 * np.arange(len(SEEDS))
     interval = stats.ttest_1samp(gains, 0).confidence_interval(0.95)

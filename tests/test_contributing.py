@@ -5,6 +5,7 @@ import re
 
 import pytest
 import yaml
+
 from clones import ROOT
 
 TEXT = (ROOT / "CONTRIBUTING.md").read_text()

@@ -8,22 +8,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.stats import spearmanr
-from small import (
-    IMAGES,
-    Joined,
-    Mixed,
-    Plain,
-    Stream,
-    ZOO,
-    assert_same,
-    images,
-    seeded,
-    sensitivity_options,
-    snapshot,
-    trained,
-    trained_mixed,
-    zoo,
-)
 from torch import nn
 from torch.nn import functional as F
 
@@ -37,6 +21,22 @@ from hobs_rspar.curvature.passes import sampled_labels
 from hobs_rspar.errors import UserError
 from hobs_rspar.loaders import from_loader
 from hobs_rspar.training import accuracy, logits
+from small import (
+    IMAGES,
+    ZOO,
+    Joined,
+    Mixed,
+    Plain,
+    Stream,
+    assert_same,
+    images,
+    seeded,
+    sensitivity_options,
+    snapshot,
+    trained,
+    trained_mixed,
+    zoo,
+)
 
 
 def seed(number: int = 0) -> torch.Generator:

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small import images
 
 from hobs_rspar import data, sources
 from hobs_rspar.checkpoint import digest
 from hobs_rspar.data import Raw, split_and_save
 from hobs_rspar.errors import UserError
 from hobs_rspar.loaders import from_loader
+from small import images
 
 
 def options(**changes) -> SimpleNamespace:

@@ -4,7 +4,6 @@
 import numpy as np
 import pytest
 import torch
-from small import statistics_of, zoo, zoo_groups
 from torch import nn
 
 from hobs_rspar.coupling import Group, Groups, Member
@@ -13,6 +12,7 @@ from hobs_rspar.curvature.consumers import centred, consumers
 from hobs_rspar.curvature.elimination import Consumer, Elimination, one_by_one
 from hobs_rspar.curvature.pools import by_pools, inverted
 from hobs_rspar.errors import UserError
+from small import statistics_of, zoo, zoo_groups
 
 
 def seed(number: int = 0) -> torch.Generator:

@@ -8,11 +8,11 @@ from types import SimpleNamespace
 
 import pytest
 from scipy import stats
-from synthetic_cells import edit, make_study
 
 from hobs_rspar.config import load
 from hobs_rspar.evidence import experiment_plan, front, ranks
 from hobs_rspar.evidence.report import write
+from synthetic_cells import edit, make_study
 
 
 def summary(top1: dict[str, list[float]]) -> SimpleNamespace:

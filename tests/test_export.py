@@ -8,12 +8,12 @@ import numpy as np
 import onnx
 import pytest
 import torch
-from small import ZOO, images, zoo
-from small_study import make, stage
 
 from hobs_rspar import checkpoint, deployment
 from hobs_rspar.errors import UserError
 from hobs_rspar.model_card import with_interval
+from small import ZOO, images, zoo
+from small_study import make, stage
 
 
 @pytest.fixture(scope="module")

@@ -3,14 +3,14 @@
 import sys
 
 import pytest
-import small_study
 import torch
-from clones import ROOT
-from small import zoo_groups
 
+import small_study
+from clones import ROOT
 from hobs_rspar.checkpoint import save_tensors
 from hobs_rspar.errors import UserError
 from hobs_rspar.evidence import claim_files
+from small import zoo_groups
 
 sys.path.append(str(ROOT / "benchmarks"))  # as Python does for the script's own folder
 

@@ -4,13 +4,13 @@ import os
 import shlex
 import sys
 
-import _graph
 import pytest
-import repro
 import yaml
-from closure import METHODS, closure, imported, method_files, of_stage
-from clones import ROOT, chdir
 
+import _graph
+import repro
+from clones import ROOT, chdir
+from closure import METHODS, closure, imported, method_files, of_stage
 from hobs_rspar import config
 
 STAGES = yaml.safe_load((ROOT / "dvc.yaml").read_text())["stages"]

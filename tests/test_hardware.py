@@ -10,7 +10,6 @@ import types
 import numpy as np
 import pytest
 import torch
-from small import zoo, zoo_groups
 from torch import nn
 
 from hobs_rspar import surgery
@@ -23,6 +22,7 @@ from hobs_rspar.hardware.metrics import SystemMetrics, measure_network
 from hobs_rspar.hardware.physics import Bounds
 from hobs_rspar.hardware.profiler import GPUProfiler
 from hobs_rspar.hardware.timing import Comparison, Samples, Schedule
+from small import zoo, zoo_groups
 
 CPU = torch.device("cpu")
 
@@ -374,8 +374,7 @@ def test_another_platform_is_an_error():
 # --- latency table
 
 def plane() -> LatencyTable:
-    """A table whose latencies are 1 + 2 i + 3 o + i o: bilinear, so that interpolation must be exact; and so the
-    whole's."""
+    """A table whose latencies are 1 + 2 i + 3 o + i o, and so the whole's: bilinear, so interpolation must be exact."""
     inputs, outputs = (2, 4, 8), (1, 8)
     ms = tuple(tuple(1 + 2 * i + 3 * o + i * o for o in outputs) for i in inputs)
     wholes = tuple(Whole((i,), (o,), float(1 + 2 * i + 3 * o + i * o)) for i in inputs for o in outputs)

@@ -5,8 +5,6 @@ from dataclasses import replace
 
 import pytest
 import torch
-from small import assert_same, images, seeded, sensitivity_options, snapshot
-from test_curvature import seed
 from torch import nn
 from torch.nn import functional as F
 
@@ -21,7 +19,8 @@ from hobs_rspar.curvature.passes import affordable, sweep
 from hobs_rspar.errors import UserError
 from hobs_rspar.folding import folded, following_norms
 from hobs_rspar.methods import _registry, _trained
-
+from small import assert_same, images, seeded, sensitivity_options, snapshot
+from test_curvature import seed
 
 # --- linear layers on maps, tokens and rows: the same network with 1x1 convolutions
 

@@ -12,6 +12,17 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+
+from hobs_rspar import config, cost, slicing, surgery, training
+from hobs_rspar.config import available_methods, method_options
+from hobs_rspar.coupling import Member
+from hobs_rspar.curvature.gates import Gates, gate_gradients
+from hobs_rspar.curvature.oracle import loss_changes
+from hobs_rspar.curvature.statistics import collect
+from hobs_rspar.errors import UserError
+from hobs_rspar.methods import _registry, _rspar
+from hobs_rspar.methods._protocol import FileInputs
+from hobs_rspar.plan import PruningPlan
 from small import (
     ZOO,
     assert_same,
@@ -24,17 +35,6 @@ from small import (
     zoo,
     zoo_groups,
 )
-
-from hobs_rspar import config, cost, slicing, surgery, training
-from hobs_rspar.config import available_methods, method_options
-from hobs_rspar.coupling import Member
-from hobs_rspar.curvature.gates import Gates, gate_gradients
-from hobs_rspar.curvature.oracle import loss_changes
-from hobs_rspar.curvature.statistics import collect
-from hobs_rspar.errors import UserError
-from hobs_rspar.methods import _registry, _rspar
-from hobs_rspar.methods._protocol import FileInputs
-from hobs_rspar.plan import PruningPlan
 
 QUICK = {"first": 4, "rounds": 1, "measured": 1, "iterations": 1, "episodes": 2, "hidden": 16, "images": 1000,
          "epochs": 1}

@@ -4,9 +4,9 @@ import sys
 
 import pytest
 import torch
-from clones import ROOT
 from PIL import Image
 
+from clones import ROOT
 from hobs_rspar.allocation import environment
 from hobs_rspar.curvature import hobs, repair
 from hobs_rspar.evidence.claim_files import ClaimTable

@@ -2,12 +2,12 @@
 
 import pytest
 import torch
-from small import ZOO, zoo
 
 from hobs_rspar import cost
 from hobs_rspar.evidence.roofline_figure import line
 from hobs_rspar.evidence.speed import roof
 from hobs_rspar.hardware import operators, physics, timing
+from small import ZOO, zoo
 
 CPU = torch.device("cpu")
 

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
-from clones import ROOT
 from PIL import Image
+
+from clones import ROOT
 from small_study import PARAMS, changed, stage
 
 NET = """

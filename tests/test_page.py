@@ -7,10 +7,10 @@ import shutil
 import subprocess
 
 import pytest
-from synthetic_cells import METHODS, make_study
 
 from hobs_rspar.config import load
 from hobs_rspar.evidence.report import write
+from synthetic_cells import METHODS, make_study
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 needs_chromium = pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")

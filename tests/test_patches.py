@@ -4,7 +4,6 @@ import copy
 
 import pytest
 import torch
-from test_curvature import Levelled, factors_of, seed
 from torch import nn
 from torch.nn import functional as F
 
@@ -13,7 +12,7 @@ from hobs_rspar.curvature import kfac as kfac_module
 from hobs_rspar.curvature.factors import column_blocks, input_diagonal
 from hobs_rspar.curvature.kfac import Wanted
 from hobs_rspar.curvature.patches import output_rows, patches, reproduces, sampled_positions
-
+from test_curvature import Levelled, factors_of, seed
 
 KINDS = {
     "same": nn.Conv2d(4, 6, 3, padding="same"),

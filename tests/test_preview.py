@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from clones import ROOT
 from PIL import Image
-from small_study import PARAMS, changed
 
+from clones import ROOT
 from hobs_rspar import config, networks
 from hobs_rspar.errors import UserError
+from small_study import PARAMS, changed
 
 sys.path.append(str(ROOT / "tasks"))  # as Python does for the script's own folder
 

@@ -7,13 +7,13 @@ from importlib.metadata import version
 from pathlib import Path
 
 import pytest
-import study as study_task
 import yaml
-from _dvc import as_dvc_writes
-from clones import ROOT
 from packaging.requirements import Requirement
 from ruamel.yaml import YAML
 
+import study as study_task
+from _dvc import as_dvc_writes
+from clones import ROOT
 from hobs_rspar.errors import UserError
 
 OVERLAYS = sorted(path.stem for path in (ROOT / "configs").glob("*.yaml"))

@@ -4,8 +4,6 @@ import copy
 
 import pytest
 import torch
-from small import ZOO, Mixed, images, seeded, statistics_of, zoo, zoo_groups
-from test_elimination import grouped
 from torch import nn
 
 from hobs_rspar import surgery
@@ -18,6 +16,8 @@ from hobs_rspar.curvature.kfac import damped
 from hobs_rspar.curvature.refit import Moments, refit
 from hobs_rspar.data import Images
 from hobs_rspar.training import logits
+from small import ZOO, Mixed, images, seeded, statistics_of, zoo, zoo_groups
+from test_elimination import grouped
 
 LAYERS = {"linear": (nn.Linear(12, 5), 1), "convolution": (nn.Conv2d(4, 6, 3), 1),
           "no bias": (nn.Conv2d(6, 4, 2, bias=False), 1), "groups": (nn.Conv2d(8, 6, 2, groups=2), 2)}

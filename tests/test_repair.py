@@ -5,6 +5,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch import nn
+from torch.nn import functional as F
+
+from hobs_rspar import slicing, surgery
+from hobs_rspar.curvature import observe, repair
+from hobs_rspar.errors import UserError
+from hobs_rspar.training import logits
 from small import (
     IMAGES,
     Joined,
@@ -19,13 +26,6 @@ from small import (
     snapshot,
     trained_mixed,
 )
-from torch import nn
-from torch.nn import functional as F
-
-from hobs_rspar import slicing, surgery
-from hobs_rspar.curvature import observe, repair
-from hobs_rspar.errors import UserError
-from hobs_rspar.training import logits
 
 
 def options(**changes) -> SimpleNamespace:

@@ -14,6 +14,18 @@ import numpy as np
 import pytest
 import yaml
 from scipy import stats
+
+from hobs_rspar.config import DATASETS, NETWORKS, available_methods, load
+from hobs_rspar.errors import UserError
+from hobs_rspar.evidence import claims, leads, page, published, readme, stability, studies, tables, timings
+from hobs_rspar.evidence.cells import read
+from hobs_rspar.evidence.figures import FIGURES
+from hobs_rspar.evidence.page import limitations
+from hobs_rspar.evidence.report import write
+from hobs_rspar.evidence.statistics import holm
+from hobs_rspar.evidence.summary import summarise
+from hobs_rspar.evidence.table_formats import to_csv
+from hobs_rspar.hardware.latency_table import LatencyTable, Layer, Whole
 from synthetic_cells import (
     FULL,
     GROUPS,
@@ -27,18 +39,6 @@ from synthetic_cells import (
     make_cell,
     make_study,
 )
-
-from hobs_rspar.config import DATASETS, NETWORKS, available_methods, load
-from hobs_rspar.errors import UserError
-from hobs_rspar.evidence import claims, leads, page, published, readme, stability, studies, tables, timings
-from hobs_rspar.evidence.cells import read
-from hobs_rspar.evidence.figures import FIGURES
-from hobs_rspar.evidence.page import limitations
-from hobs_rspar.evidence.report import write
-from hobs_rspar.evidence.statistics import holm
-from hobs_rspar.evidence.summary import summarise
-from hobs_rspar.evidence.table_formats import to_csv
-from hobs_rspar.hardware.latency_table import LatencyTable, Layer, Whole
 
 T1 = ["method", "n", "top1", "top1_lo", "top1_hi", "top1_before_recovery", "macs_ratio", "params_ratio", "latency_ms",
       "throughput", "energy_j", "speedup", "delta_vs_dense", "p_adjusted"]

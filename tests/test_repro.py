@@ -11,10 +11,11 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-import _graph
 import psutil
 import pytest
 import yaml
+
+import _graph
 from clones import Clone
 
 REST = {"prune@l1-2", "finetune@l1-2", "benchmark@l1-2"}
@@ -58,7 +59,7 @@ def test_parallel_cells_run_each_and_lock_the_same(clone):
 
 
 def test_serial_run_writes_the_lock_as_dvc_does(clone):
-    """libyaml instead of DVC's own writer: the same bytes."""
+    """Libyaml instead of DVC's own writer: the same bytes."""
     serial = forget_everything(clone)
     clone.run("make repro JOBS=1")
     assert clone.read("dvc.lock") == serial

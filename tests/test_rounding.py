@@ -5,11 +5,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from small import ZOO, context, zoo_groups
 
 from hobs_rspar.allocation.rounding import in_multiples
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.errors import UserError
+from small import ZOO, context, zoo_groups
 
 
 @pytest.mark.parametrize("name", sorted(ZOO))

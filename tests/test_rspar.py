@@ -5,21 +5,21 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small import context, statistics_of, zoo_groups
-from test_allocation import chain
 
 from hobs_rspar.allocation import fitted
 from hobs_rspar.allocation.climber import Climber
 from hobs_rspar.allocation.environment import Evaluation
 from hobs_rspar.allocation.fitted import FittedReward
-from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.measured_search import FINALISTS, Model, search
+from hobs_rspar.allocation.penalty import AdaptivePenalty
 from hobs_rspar.allocation.rspar import REWARD_SCALE, DQNPlayer, Player, PPOPlayer
 from hobs_rspar.allocation.space import HeldSpace, Space
 from hobs_rspar.allocation.walk import features
 from hobs_rspar.criteria import filter_norms
 from hobs_rspar.methods import _registry
 from hobs_rspar.methods._rspar import Options, curves, first_removed, searched
+from small import context, statistics_of, zoo_groups
+from test_allocation import chain
 
 SPACE = Space(chain(16, 16, 16, 16), 0.35, 0.1, 0.02)
 # What a group really costs, relative to the prediction, which thinks that the last group matters most.

@@ -5,14 +5,14 @@ from importlib import import_module
 import numpy as np
 import pytest
 import torch
-from small import zoo_groups
-from test_allocation import chain
 
 from hobs_rspar.allocation import dynamic
 from hobs_rspar.allocation.reward import SeparableReward
 from hobs_rspar.allocation.space import Space
 from hobs_rspar.allocation.trial import PATIENCE, Spent, Trial, run
 from hobs_rspar.allocation.walk import RewardedWalk, Walk
+from small import zoo_groups
+from test_allocation import chain
 
 # How much of the way from the mean of all allocations to the best one may be missing after 400 evaluations.
 MISSING = {"random_search": 0.2, "annealing": 0.05, "greedy": 0.15, "local_search": 0.1, "dynamic": 0.02, "cmaes": 0.05,

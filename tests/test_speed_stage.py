@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from clones import ROOT
-from small import ZOO, zoo
-from test_benchmark_stage import CELL, change_params, study  # noqa: F401  (a fixture)
 from torch import nn
 
+from clones import ROOT
 from hobs_rspar.errors import UserError
 from hobs_rspar.hardware import modes
 from hobs_rspar.hardware.modes import Mode, Seen
+from small import ZOO, zoo
+from test_benchmark_stage import CELL, change_params, study  # noqa: F401  (a fixture)
 
 CPU = torch.device("cpu")
 

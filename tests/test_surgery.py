@@ -8,6 +8,15 @@ import json
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from hobs_rspar import checkpoint, cost, slicing, surgery
+from hobs_rspar.coupling import Groups
+from hobs_rspar.curvature.gates import Gates
+from hobs_rspar.errors import UserError
+from hobs_rspar.networks import NetworkSpec, build, torchvision_models
+from hobs_rspar.plan import PruningPlan
 from small import (
     IMAGES,
     ZOO,
@@ -23,15 +32,6 @@ from small import (
     zoo,
     zoo_groups,
 )
-from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
-
-from hobs_rspar import checkpoint, cost, slicing, surgery
-from hobs_rspar.coupling import Groups
-from hobs_rspar.curvature.gates import Gates
-from hobs_rspar.errors import UserError
-from hobs_rspar.networks import NetworkSpec, build, torchvision_models
-from hobs_rspar.plan import PruningPlan
 
 CASES = [("resnet20", seed) for seed in range(4)] + [(name, 0) for name in ZOO if name != "resnet20"]
 

@@ -5,21 +5,21 @@ import copy
 import pytest
 import torch
 from scipy.stats import spearmanr
-from small import IMAGES, Joined, Mixed, Plain, Stream, assert_same, images, seeded, snapshot, trained
-from test_curvature import LAYERS, refit, seed, two_consumers
 from torch import nn
 from torch.nn import functional as F
 
 from hobs_rspar import surgery
 from hobs_rspar.curvature import gates as gates_module
 from hobs_rspar.curvature.filters import FilterMoments, filter_scores, kron_obd
-from hobs_rspar.folding import folded, following_norms, slope
 from hobs_rspar.curvature.gates import Gates, fisher_score, gate_gradients, relabelled, signed_score, taylor_score
 from hobs_rspar.curvature.hobs import kfac_hessian, kfac_score
 from hobs_rspar.curvature.joint import JointModel
 from hobs_rspar.curvature.kfac import KFACHessianApproximator
 from hobs_rspar.curvature.oracle import loss_changes
 from hobs_rspar.curvature.passes import products, sweep
+from hobs_rspar.folding import folded, following_norms, slope
+from small import IMAGES, Joined, Mixed, Plain, Stream, assert_same, images, seeded, snapshot, trained
+from test_curvature import LAYERS, refit, seed, two_consumers
 
 
 class OneLayer(nn.Module):

@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import IMAGES, Mixed, Stream, images, recipe, seeded, trained
 from torch import nn
 from torch.nn import functional as F
 
@@ -23,6 +22,7 @@ from hobs_rspar.errors import UserError
 from hobs_rspar.networks import NetworkSpec, build
 from hobs_rspar.resume import Resume
 from hobs_rspar.training import State, Task
+from small import IMAGES, Mixed, Stream, images, recipe, seeded, trained
 
 SRC = Path(training.__file__).parents[1]
 
@@ -349,10 +349,9 @@ def test_a_killed_process_blocks_until_it_is_gone_and_goes_on(tmp_path):
     slow = run_script(tmp_path / "killed", slow=True)
     try:
         assert slow.stdout.readline().strip() == "starts at 0" and slow.stdout.readline().strip() == "epoch 1"
-        with pytest.raises(UserError, match=rf"is being written by process {slow.pid}; wait for it, or end it with "
-                                            rf"'kill {slow.pid}' and run again"):
-            with resume.sole_writer(tmp_path / "killed"):
-                pass
+        refusal = f"is being written by process {slow.pid}; wait for it, or end it with 'kill {slow.pid}' and run again"
+        with pytest.raises(UserError, match=refusal), resume.sole_writer(tmp_path / "killed"):
+            pass
     finally:
         slow.send_signal(signal.SIGKILL)
         slow.communicate()

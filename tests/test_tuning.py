@@ -5,10 +5,10 @@ import runpy
 import sys
 
 import pytest
-import small_study
 import yaml
-from clones import ROOT
 
+import small_study
+from clones import ROOT
 from hobs_rspar import config
 from hobs_rspar.methods import _registry
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from clones import ROOT, chdir
 
 sys.path.append(str(ROOT / "tasks"))  # as Python does for the script's own folder

@@ -6,16 +6,16 @@ import copy
 import math
 import re
 
-import networks_page
 import numpy as np
 import pytest
 import torch
-import zoo
-from zoo import Cut
 
+import networks_page
+import zoo
 from hobs_rspar import checkpoint, deployment, surgery
 from hobs_rspar.allocation.space import floors
 from hobs_rspar.networks import NetworkSpec, torchvision_models
+from zoo import Cut
 
 EXPORTED = "zoo:small_transformer"  # of the dozen; an export takes longer than everything else
 CASES = [pytest.param(spec, spec.name == EXPORTED, id=spec.name) for spec in zoo.dozen()]

@@ -65,7 +65,8 @@ def masks(network: nn.Module, example: Tensor, kept: float, direction: str = "in
         network: trained; untouched.
         example: input [1, C, H, W] on the network's device.
         kept: fraction of these layers' MACs.
-        direction: see :func:`adaprune_prune`, as ``group``.
+        direction: see :func:`adaprune_prune`.
+        group: likewise.
 
     Raises:
         UserError: as :func:`adaprune_prune`.

@@ -55,7 +55,7 @@ def load_tensors(path: Path | str) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise UserError(f"{path} not found; 'dvc repro' makes it, or check the path")
     try:
         with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})
+            return {name: file.get_tensor(name) for name in file.keys()}, dict(file.metadata() or {})  # noqa: SIM118
     except SafetensorError as problem:
         raise UserError(f"{path} is not a readable safetensors file ({problem}); it is truncated or of another "
                         "format. Delete it and run again, or give another file") from None

@@ -238,8 +238,10 @@ def available_methods() -> list[str]:
 
 
 def method_options(method: str, name: str = "Options") -> set[str]:
-    """Option names of a method, read without importing it: of the class in its file, or that it imports, and of those
-    which that extends."""
+    """Option names of a method, read without importing it.
+
+    They are those of the class in its file, or that it imports, and of those which that extends.
+    """
     for node in ast.parse((METHODS / f"{method}.py").read_text()).body:
         if isinstance(node, ast.ClassDef) and node.name == name:
             own = {item.target.id for item in node.body if isinstance(item, ast.AnnAssign)}

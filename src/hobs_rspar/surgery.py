@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import torch
@@ -59,10 +60,8 @@ def _traced(network: nn.Module, example: Tensor) -> Trace:
     trace = Trace(network.eval())
     trace.run(example)
     network.train()
-    try:
+    with suppress(Exception):  # whatever the user's forward may raise: nothing else than the network itself decides
         trace.run(torch.cat([example, torch.rand_like(example)]))
-    except Exception:  # whatever the user's forward may raise: nothing else than the network itself decides
-        pass
     return trace
 
 

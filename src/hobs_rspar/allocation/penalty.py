@@ -29,6 +29,6 @@ class AdaptivePenalty:
     most: float = 0.1
 
     def weight(self, accuracy_dense: float, accuracy_pruned: float | np.ndarray) -> float | np.ndarray:
-        """lambda for accuracies, as fractions; one for each pruned network."""
+        """Lambda for accuracies, as fractions; one for each pruned network."""
         value = self.initial * np.exp(self.sign * self.rate * (accuracy_dense - accuracy_pruned))
         return np.clip(value, self.least, self.most)

@@ -47,8 +47,7 @@ class Player:
                                        options.penalty_min, options.penalty_max)
 
     def propose(self, model: Model, known: np.ndarray, count: int) -> np.ndarray:
-        """Updates of the agent on the model; the new allocations of the round with the least expected drop [n, groups].
-        """
+        """Updates of the agent on the model; the round's new allocations of least expected drop [n, groups]."""
         self.visited, self.expected = [], []
         for _ in range(self.options.iterations):
             self._practise(lambda ratios: self._pay(ratios, model))

@@ -18,10 +18,10 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar.coupling import Groups
-from hobs_rspar.folding import Norms, slope
 from hobs_rspar.curvature.kfac import damped, input_diagonal
 from hobs_rspar.curvature.layout import Pass, by_image, channel_axis
 from hobs_rspar.curvature.passes import products
+from hobs_rspar.folding import Norms, slope
 
 
 class FilterMoments:

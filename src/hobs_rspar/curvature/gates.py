@@ -17,11 +17,11 @@ import torch
 from torch import Tensor, nn
 
 from hobs_rspar.coupling import Groups
-from hobs_rspar.folding import Norms
 from hobs_rspar.curvature.layout import Pass, by_image, channel_axis
 from hobs_rspar.curvature.passes import products, sweep
 from hobs_rspar.data import Images
 from hobs_rspar.errors import UserError
+from hobs_rspar.folding import Norms
 
 ROWS_BYTES = 2**30  # of the rows of one kind; larger ones are kept in bfloat16
 

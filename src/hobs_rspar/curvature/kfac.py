@@ -224,11 +224,14 @@ class KFACHessianApproximator:
         return self._of(layer_name).g / self._of(layer_name).images
 
     def stored(self, release: bool = False) -> dict[str, Tensor]:
-        """Factors on the CPU: ``<layer>/a``, ``<layer>/g`` (``<layer>/fisher`` where only G's diagonal was wanted),
-        and ``<layer>/columns`` where A is in blocks.
+        """Factors on the CPU.
 
         Args:
             release: forget the sums, layer by layer, so that no more than one is in memory twice.
+
+        Returns:
+            ``<layer>/a``, ``<layer>/g`` (``<layer>/fisher`` where only G's diagonal was wanted), and
+            ``<layer>/columns`` where A is in blocks.
         """
         found = {}
         for name in list(self.factors):

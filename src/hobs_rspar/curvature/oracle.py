@@ -17,8 +17,8 @@ from torch.nn import functional as F
 
 from hobs_rspar.coupling import Group, Groups
 from hobs_rspar.criteria import weights
-from hobs_rspar.folding import following_norms, fused
 from hobs_rspar.data import Images
+from hobs_rspar.folding import following_norms, fused
 
 
 @torch.no_grad()

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from hobs_rspar.curvature.layout import LAYERS
-from hobs_rspar.folding import Norms, folded
 from hobs_rspar.data import Images
 from hobs_rspar.errors import UserError
+from hobs_rspar.folding import Norms, folded
 
 BLOCK = 2**18  # elements of a product that stays in a CPU's cache until it is summed
 BYTES = 2**29  # of what a pass keeps for its backward pass; fewer images a pass where they would keep more

@@ -48,7 +48,8 @@ class Charts:
 
         Args:
             name: of the figure.
-            header: names of the columns of ``rows``, as in the figure's CSV file.
+            header: names of the columns, as in the figure's CSV file.
+            rows: its lines.
         """
         draw: Callable[[Rows], Sized] | None = getattr(self, f"_{name}", None)
         if draw is None:

@@ -73,6 +73,7 @@ def _error_axis(axis, label: str, errors: dict[str, list[float]]) -> None:
     """A logarithmic axis; errors that are far above all final ones are named at its upper end instead of drawn.
 
     Args:
+        axis: of a figure; changed in place.
         label: of the axis.
         errors: method to its errors in percent, the one after the longest recovery last.
     """

@@ -165,6 +165,9 @@ def crossed_bootstrap(correct: np.ndarray, correct_reference: np.ndarray, confid
     Args:
         correct: per-image correctness of the method, [seeds, images], booleans.
         correct_reference: the same for the reference, the same seeds and images.
+        confidence: of the interval.
+        resamples: how many.
+        seed: of the resampling.
 
     Returns:
         Mean difference and the percentile interval, in points (percent).

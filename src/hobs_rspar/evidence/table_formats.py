@@ -113,7 +113,7 @@ def markdown_rows(table: Table) -> str:
 
 
 def to_latex(table: Table) -> str:
-    """A booktabs ``tabular``, ready for ``\\input`` inside a table environment."""
+    r"""A booktabs ``tabular``, ready for ``\input`` inside a table environment."""
     kinds = "".join(_latex_kind(column, number) for column, number in zip(table.columns, table.numeric(), strict=True))
     lines = [f"% {table.title} (written by pipeline/report.py; needs the packages booktabs and array)",
              rf"\begin{{tabular}}{{{kinds}}}",

@@ -67,12 +67,14 @@ class LatencyTable:
         self.fit = self._fitted(wholes)
 
     def layer_ms(self, name: str, inputs: np.ndarray, outputs: np.ndarray) -> np.ndarray:
-        """Latencies of a layer in ms [...], bilinear between the measured widths; below the smallest one its own,
-        because the fixed time of a call is what is left there.
+        """Latencies of a layer in ms [...], bilinear between the measured widths.
+
+        Below the smallest width they are its own: the fixed time of a call is what is left there.
 
         Args:
             name: of the layer.
-            inputs: channels [...]; ``outputs`` likewise.
+            inputs: channels [...].
+            outputs: likewise.
 
         Raises:
             UserError: the layer is not in the table, or a width is outside it.

@@ -19,7 +19,6 @@ from hobs_rspar.methods._gated import Options
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
 
-
 __all__ = ["Options", "plan"]
 
 L1 = 1e-4  # weight of the masks' L1 norm, as documented

@@ -21,7 +21,6 @@ from hobs_rspar.methods._gated import Options
 from hobs_rspar.methods._protocol import Context
 from hobs_rspar.plan import PruningPlan
 
-
 __all__ = ["Options", "plan"]
 
 STRENGTH = 4.0  # of the MACs beside the loss; the documents give none, structalign's is taken

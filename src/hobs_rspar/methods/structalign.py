@@ -98,8 +98,10 @@ def trained(network: nn.Module, context: Context, options: Options) -> tuple[Ten
 
 @torch.no_grad()
 def shrink(network: nn.Module, groups: Groups, gates: Tensor, amount: float) -> None:
-    """Proximal step of the group lasso on the filters of closed gates: their norms become smaller by ``amount`` times
-    the share of the group that is closed, at least 0."""
+    """Proximal step of the group lasso on the filters of closed gates.
+
+    Their norms become smaller by ``amount`` times the share of the group that is closed, at least 0.
+    """
     for group, value in zip(groups, gates.cpu().split(groups.sizes.tolist())):
         closed = (value == 0).nonzero()[:, 0].tolist()
         for member in group.with_role("producer", "depthwise") if closed else ():

@@ -22,8 +22,8 @@ from hobs_rspar.cost import LAYERS, without_fast_paths
 from hobs_rspar.errors import UserError
 from hobs_rspar.structure import labels
 from hobs_rspar.structure.channels import Channels
-from hobs_rspar.structure.labels import Part
 from hobs_rspar.structure.ends import lost, tensors_in
+from hobs_rspar.structure.labels import Part
 from hobs_rspar.structure.layers import Use
 from hobs_rspar.structure.rules import rule_of
 
