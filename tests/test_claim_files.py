@@ -76,6 +76,7 @@ def test_files_that_cannot_be_read(tmp_path):
 
 @pytest.fixture
 def study(tmp_path, monkeypatch) -> Path:
+    monkeypatch.setattr(report, "draw_all", lambda evidence, summary: [])  # no test here looks at a figure
     monkeypatch.chdir(make_study(tmp_path, methods=("l1", "hobs_rspar"), seeds=(1, 2)))
     return tmp_path / "reports/default"
 

@@ -44,6 +44,7 @@ def test_experiment_and_its_differences(study):
     assert "wider" in study.run("dvc exp show --csv")
 
 
+@pytest.mark.slow
 def test_queue_of_two_experiments(study):
     """Two workers in copies of their own; they take from Git and the cache what does not depend on the change."""
     study.run("dvc exp run --queue -S 'finetune.learning_rate=0.03,0.06'")

@@ -66,6 +66,7 @@ def reported(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("family")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(root)
+        patch.setattr("hobs_rspar.evidence.report.draw_all", lambda evidence, summary: [])
         for name, macs in (("p", 0.26), ("p_50", 0.5), ("p_70", 0.7)):
             budget = {"macs": macs, "latency_ms": None, "latency_ratio": None}
             make_study(root, ["l1", "hobs_rspar"], [1, 2], name, budget=budget)

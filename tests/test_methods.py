@@ -54,6 +54,17 @@ SHORT = dict.fromkeys(SEARCHED, QUICK) | TRAINED | {
     "gnn": {"updates": 2, "episodes": 2, "images": 1000}}
 
 
+# One for each way to widths: uniform, one threshold, trained gates, a search. What varies with network and budget is
+# the space of widths, groups and surgery, not the method: `make test-all` runs the full product.
+REPRESENTATIVES = ("l1", "l2_global", "structalign", "hobs_rspar")
+
+
+def product(firsts: list, methods: list[str]) -> list:
+    """All pairs; those beyond the first of ``firsts`` are slow, but for the representatives."""
+    return [pytest.param(first, method, marks=() if first == firsts[0] or method in REPRESENTATIVES else
+                         pytest.mark.slow) for first in firsts for method in methods]
+
+
 @pytest.fixture(autouse=True)
 def few_steps(monkeypatch):
     """Every step ranks the whole network anew."""
@@ -80,9 +91,8 @@ def assert_valid(plan: PruningPlan, name: str, where) -> None:
     assert all(group.reason for group in plan.groups) and plan.decided_by
 
 
-@pytest.mark.parametrize("budget", [0.26, 0.6])
-@pytest.mark.parametrize("method", available_methods())
-def test_contract(method, budget, tmp_path):
+@pytest.mark.parametrize(("budget", "method"), product([0.26, 0.6], available_methods()))
+def test_contract(budget, method, tmp_path):
     where = context("resnet8", method, budget=budget)
     before = snapshot(where.network)
     parts = copy.deepcopy(where.inputs.parts)
@@ -108,9 +118,9 @@ def test_contract(method, budget, tmp_path):
     assert PruningPlan.load(tmp_path / "plan.json") == plan
 
 
-@pytest.mark.parametrize("method", [*WEIGHTS_ONLY, *(name for name in TRAINED if name != "scratch")])
-@pytest.mark.parametrize("name", ["resnet20", "resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0",
-                                  "vgg16_bn_cifar"])
+@pytest.mark.parametrize(("name", "method"), product(
+    ["resnet20", "resnet18", "resnet50", "mobilenet_v2", "efficientnet_b0", "vgg16_bn_cifar"],
+    [*WEIGHTS_ONLY, *(name for name in TRAINED if name != "scratch")]))
 def test_contract_on_other_networks(name, method):
     where = context(name, method, budget=0.4, parts={})
     assert_valid(decide(method, where), name, where)
@@ -144,14 +154,14 @@ def test_the_ablation_searches_as_the_default_study_does(name):
     assert _registry.options(name, blocks[name]) == _registry.options("hobs_rspar", blocks["hobs_rspar"])
 
 
-def test_a_protected_group_stays_whole_in_every_method():
+@pytest.mark.parametrize("method", [name if name in REPRESENTATIVES else pytest.param(name, marks=pytest.mark.slow)
+                                    for name in available_methods()])
+def test_a_protected_group_stays_whole(method):
     groups = surgery.groups(zoo("resnet8"), ZOO["resnet8"].example(), ["layer2.0.conv1"])
-    for method in available_methods():
-        where = context("resnet8", method, budget=0.6)
-        where.space = replace(where.space, groups=groups, expense=None)
-        plan = decide(method, where)
-        kept = {group.name: group for group in plan.groups}["layer2.0.conv1"]
-        assert kept.kept == list(range(32)) and kept.reason == "kept whole: as asked", method
+    where = context("resnet8", method, budget=0.6)
+    where.space = replace(where.space, groups=groups, expense=None)
+    kept = {group.name: group for group in decide(method, where).groups}["layer2.0.conv1"]
+    assert kept.kept == list(range(32)) and kept.reason == "kept whole: as asked"
 
 
 # --- known answers

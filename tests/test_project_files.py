@@ -76,10 +76,12 @@ def test_licence_and_citation():
 
 def test_continuous_integration_runs_the_tests():
     script = ROOT / ".ci/run"
-    assert "make test" in script.read_text() and script.stat().st_mode & 0o100
+    assert {"make lint", "make test"} <= set(script.read_text().splitlines())
+    assert script.stat().st_mode & 0o100
 
 
-@pytest.mark.parametrize("target", ["setup", "repro", "update", "test", "study", "preview", "status", "lint", "help"])
+@pytest.mark.parametrize("target", ["setup", "repro", "update", "test", "study", "preview", "status", "report", "lint",
+                                    "help"])
 def test_make_target_exists_and_is_explained(target):
     assert re.search(rf"^{target}:.*## .{{8}}", (ROOT / "Makefile").read_text(), re.MULTILINE)
 

@@ -38,7 +38,8 @@ def test_serial_run_has_the_same_hashes(toy, new_clone):
     """Computed anew in another checkout, without cache: one seed of the two methods, one process after the other."""
     clone = new_clone("serial")
     clone.run("make study STUDY=toy")
-    clone.set_params(**{"study.methods": ["l1", "hobs_rspar"], "study.seeds": [42], "benchmark.seconds": 0.1})
+    clone.set_params(**{"study.methods": ["l1", "hobs_rspar"], "study.seeds": [42], "benchmark.seconds": 0.1,
+                        "speed.cells": [], "export.cells": [], "study.claims": []})
     out = clone.run("make repro JOBS=1")
     assert "finetune hobs_rspar-42" in out
     compared = [stage for stage in clone.locked() if stage.partition("@")[0] not in TIMED]

@@ -84,7 +84,7 @@ def _replace(folder: Path, found: dict[str, bytes]) -> None:
     for name, data in found.items():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes(data)
-    old = [file for part in FOLDERS for file in (folder / part).iterdir() if file.is_file()]
+    old = [file for part in FOLDERS if (folder / part).is_dir() for file in (folder / part).iterdir() if file.is_file()]
     for file in old:
         if file.relative_to(folder).as_posix() not in found:
             file.unlink()
