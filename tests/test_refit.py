@@ -180,7 +180,7 @@ def test_blocks_of_a_wide_layer_change_their_own_columns(factorised):
 
 
 @pytest.mark.parametrize(("edge", "evaluated", "calibrated"), [(9, 900, 256), (32, 900, 256), (64, 256, 64),
-                                                              (224, 128, 32)])
+                                                              (224, 256, 64)])
 def test_an_evaluation_has_fewer_images_where_they_are_large(edge, evaluated, calibrated):
     data = Images(torch.zeros(900, 1, 1, 1, dtype=torch.uint8).expand(900, 1, edge, edge), torch.zeros(900),
                   torch.zeros(1), torch.ones(1))
