@@ -41,7 +41,7 @@ test-all: $(READY) ## also the slow tests: every network of torchvision and timm
 	@$(BIN)/python -m pip install -qq --disable-pip-version-check -r requirements-networks.txt
 	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup -m "slow or not slow" $(TESTS)
 
-study: $(READY) ## switch to another study: STUDY=toy writes params.yaml = configs/default.yaml + configs/toy.yaml
+study: $(READY) ## switch to another study: STUDY=toy writes params.yaml = configs/default.yaml + configs/toy.yaml (or path/to/mine.yaml)
 	@$(BIN)/python tasks/study.py $(STUDY)
 
 studies: $(READY) ## run several studies one after the other: STUDIES="pareto pareto_70 pareto_50 pareto_35 pareto_15"

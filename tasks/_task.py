@@ -12,6 +12,7 @@ from pathlib import Path
 from filelock import FileLock, Timeout
 
 ROOT = Path(__file__).resolve().parents[1]
+STARTED_IN = Path.cwd()  # what a path on the command line is relative to
 FOLDER = Path(".study")  # logs and locks of this checkout, ignored by Git
 FAILED, LOCK, HOLDER = FOLDER / "failed.json", FOLDER / "lock", FOLDER / "holder"
 sys.path.insert(0, str(ROOT / "pipeline"))

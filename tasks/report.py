@@ -16,10 +16,10 @@ from hobs_rspar.evidence import report
 
 
 def main() -> None:
-    name = study.studied(sys.argv[1:], "make report STUDY=pareto")
-    text = study.composed(name)
-    study.validate(name, text)
-    composed = FOLDER / f"report-{name}.yaml"
+    overlay = study.studied(sys.argv[1:], "make report STUDY=pareto")
+    text = study.composed(overlay)
+    study.validate(overlay, text)
+    composed = FOLDER / f"report-{overlay.stem}.yaml"
     composed.write_text(text)
     try:
         print(report.write(config.load(composed)))

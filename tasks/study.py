@@ -1,14 +1,15 @@
-"""Switches the checkout to a study: ``python tasks/study.py NAME``.
+"""Switches the checkout to a study: ``python tasks/study.py NAME``, or ``path/to/NAME.yaml`` for a file anywhere.
 
 params.yaml becomes configs/default.yaml with what configs/NAME.yaml says instead: sections are merged key by key, a
 list replaces a list, comments stay (an overlay's own comment replaces the default's). An overlay with a line
-``extends: OTHER`` comes after configs/OTHER.yaml. The dvc.lock of the study that
-is left is kept in its reports folder, that of the new one comes back from there, so that nothing finished runs again.
+``extends: OTHER`` comes after configs/OTHER.yaml. The dvc.lock of the study that is left is kept in its reports folder,
+that of the new one comes back from there, so that nothing finished runs again.
 """
 
 from __future__ import annotations
 
 import io
+import re
 import sys
 from itertools import takewhile
 from pathlib import Path
@@ -18,25 +19,27 @@ import yaml
 from ruamel.yaml import YAML
 from ruamel.yaml.comments import CommentedMap
 
-from _task import FOLDER, check_options, only_one, run
+from _task import FOLDER, STARTED_IN, check_options, only_one, run
 from hobs_rspar import config
 from hobs_rspar.errors import UserError, did_you_mean
 
 CONFIGS, PARAMS, LOCK = Path("configs"), Path("params.yaml"), Path("dvc.lock")
 SHARED_STAGES = ("data", "pretrain", "sensitivity")
+WRITTEN = "# Written by 'make study STUDY={}' from configs/default.yaml and {}.\n"
 
 
 def main() -> None:
-    name = studied(sys.argv[1:])
+    overlay = studied(sys.argv[1:])
+    name = overlay.stem
     with only_one(f"make study STUDY={name}"):
-        text = composed(name)
-        validate(name, text)
+        text = composed(overlay)
+        validate(overlay, text)
         before = current_study()
         keep_edits(before)
         swap_lock(before, name)
         PARAMS.write_text(text)
         keep_claims_folder(name)
-    print(f"params.yaml is the study '{name}' (configs/{name}.yaml); 'make preview' shows it, 'make repro' runs it")
+    print(f"params.yaml is the study '{name}' ({overlay}); 'make preview' shows it, 'make repro' runs it")
 
 
 def keep_claims_folder(name: str) -> None:
@@ -48,56 +51,70 @@ def keep_claims_folder(name: str) -> None:
         (folder / ".gitkeep").touch()
 
 
-def studied(arguments: list[str], usage: str = "make study STUDY=toy") -> str:
-    """The study's name on the command line.
+def studied(arguments: list[str], usage: str = "make study STUDY=toy") -> Path:
+    """The overlay of the study on the command line.
 
     Raises:
-        UserError: there is none, or no such file in configs/.
+        UserError: there is none, no such file in configs/ or elsewhere, or its name is that of another study.
     """
     names = sorted(file.stem for file in CONFIGS.glob("*.yaml"))
     if len(arguments) != 1:
-        raise UserError(f"say which study: make study STUDY=toy. Studies: {', '.join(names)}")
-    if arguments[0] not in names:
-        raise UserError(f"there is no study '{arguments[0]}'.{did_you_mean(arguments[0], names)} Studies: "
-                        f"{', '.join(names)}; a new one is a file configs/{arguments[0]}.yaml with the keys that "
-                        "differ from configs/default.yaml")
-    return arguments[0]
+        raise UserError(f"say which study: {usage}. Studies: {', '.join(names)}")
+    asked = arguments[0]
+    if asked.endswith(".yaml"):
+        return _own(STARTED_IN / asked, names)
+    if asked not in names:
+        raise UserError(f"there is no study '{asked}'.{did_you_mean(asked, names)} Studies: {', '.join(names)}; a new "
+                        f"one is a file configs/{asked}.yaml, or {asked}.yaml anywhere and STUDY=path/to/{asked}.yaml, "
+                        "with the keys that differ from configs/default.yaml")
+    return CONFIGS / f"{asked}.yaml"
 
 
-def composed(name: str) -> str:
+def _own(file: Path, names: list[str]) -> Path:
+    """A file outside of configs/, whose name is its study's."""
+    known = CONFIGS / file.name
+    if not file.is_file():
+        raise UserError(f"{file} not found; STUDY=path/to/mine.yaml names a file with the keys that differ from "
+                        "configs/default.yaml")
+    if file.stem in names and file.resolve() != known.resolve():
+        raise UserError(f"{file} would be the study '{file.stem}', which {known} is already; its name is that of its "
+                        "results, so rename the file")
+    return known if file.stem in names else file
+
+
+def composed(overlay: Path) -> str:
     """The text of params.yaml for a study."""
     default = CONFIGS / "default.yaml"
-    if name == "default":
+    if overlay == default:
         return default.read_text()
-    reader, overlay_text = round_trip(), (CONFIGS / f"{name}.yaml").read_text()
+    reader = round_trip()
     base = reader.load(default.read_text())
-    for overlay in overlays(name, reader):
-        merge(base, overlay)
-    base["study"]["name"] = name
+    for part in overlays(overlay, reader):
+        merge(base, part)
+    base["study"]["name"] = overlay.stem
     base.ca.comment = None
     text = io.StringIO()
     reader.dump(base, text)
-    about = "".join(takewhile(lambda line: line.startswith("#"), overlay_text.splitlines(keepends=True)))
-    origin = f"# Written by 'make study STUDY={name}' from configs/default.yaml and configs/{name}.yaml.\n"
-    return about + origin + text.getvalue()
+    about = takewhile(lambda line: line.startswith("#"), overlay.read_text().splitlines(keepends=True))
+    asked = overlay.stem if overlay.parent == CONFIGS else overlay
+    return "".join(about) + WRITTEN.format(asked, overlay) + text.getvalue()
 
 
-def overlays(name: str, reader: YAML) -> list[CommentedMap]:
+def overlays(overlay: Path, reader: YAML) -> list[CommentedMap]:
     """The overlay of a study, after those that it extends.
 
     Raises:
         UserError: one has no sections, extends itself, or a study that is not there.
     """
-    found: dict[str, CommentedMap] = {}
-    while name != "default" and name is not None:
-        if name in found:
-            raise UserError(f"configs/{name}.yaml extends itself; 'extends' must name another study")
-        overlay = reader.load((CONFIGS / f"{studied([name])}.yaml").read_text())
-        if not isinstance(overlay, CommentedMap):
-            raise UserError(f"configs/{name}.yaml must hold sections of params.yaml, such as 'study:' with keys under "
-                            "it")
-        found[name] = overlay
-        name = overlay.pop("extends", None)
+    found: dict[Path, CommentedMap] = {}
+    while overlay != CONFIGS / "default.yaml":
+        if overlay in found:
+            raise UserError(f"{overlay} extends itself; 'extends' must name another study")
+        part = reader.load(overlay.read_text())
+        if not isinstance(part, CommentedMap):
+            raise UserError(f"{overlay} must hold sections of params.yaml, such as 'study:' with keys under it")
+        found[overlay] = part
+        overlay = studied([str(part.pop("extends", None) or "default")])
     return list(found.values())[::-1]
 
 
@@ -122,15 +139,15 @@ def merge(base: CommentedMap, overlay: CommentedMap) -> None:
             base.ca.items[key] = overlay.ca.items[key]
 
 
-def validate(name: str, text: str) -> None:
+def validate(overlay: Path, text: str) -> None:
     """Raises the error of the params that would be written, before they are."""
+    FOLDER.mkdir(exist_ok=True)
     candidate = FOLDER / "candidate.yaml"
     candidate.write_text(text)
     try:
         check_options(config.load(candidate))
     except UserError as error:
-        mine = f"configs/{name}.yaml"
-        message = str(error).replace(str(candidate), mine).replace("params.yaml", mine)
+        message = str(error).replace(str(candidate), str(overlay)).replace("params.yaml", str(overlay))
         raise UserError(message) from None
     finally:
         candidate.unlink()
@@ -148,7 +165,9 @@ def keep_edits(before: str | None) -> None:
     """Copies a params.yaml that was edited by hand aside, before it is overwritten."""
     if before is None:
         return
-    edited = differences(yaml.safe_load(composed(before)) if (CONFIGS / f"{before}.yaml").exists() else {},
+    written = re.search(WRITTEN.format(".+", "(.+)"), PARAMS.read_text())
+    overlay = Path(written[1]) if written else CONFIGS / f"{before}.yaml"
+    edited = differences(yaml.safe_load(composed(overlay)) if overlay.exists() else {},
                          yaml.safe_load(PARAMS.read_text()))
     if edited:
         kept = FOLDER / f"params-{before}.yaml"

@@ -25,7 +25,7 @@ import study as studies  # noqa: E402
 
 @pytest.mark.parametrize("study", sorted(path.stem for path in (ROOT / "configs").glob("*.yaml")))
 def test_every_method_has_an_estimate(study, tmp_path):
-    (tmp_path / "params.yaml").write_text(studies.composed(study))
+    (tmp_path / "params.yaml").write_text(studies.composed(ROOT / f"configs/{study}.yaml"))
     params = config.load(tmp_path / "params.yaml")
     for method in params.study.methods:
         seconds = preview.allocation_seconds(params, f"{method}-7", training=100.0, infer=1000.0)

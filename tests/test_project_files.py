@@ -97,9 +97,10 @@ def test_committed_params_are_the_default_study():
 def test_overlay_is_valid(name, monkeypatch, tmp_path):
     """Merged with the default, every configuration passes all checks, those of its methods' options too."""
     monkeypatch.chdir(ROOT)
-    text = study_task.composed(name)
+    overlay = study_task.studied([name])
+    text = study_task.composed(overlay)
     monkeypatch.setattr(study_task, "FOLDER", tmp_path)
-    study_task.validate(name, text)
+    study_task.validate(overlay, text)
     params, default = yaml.safe_load(text), yaml.safe_load((ROOT / "configs/default.yaml").read_text())
     assert params["study"]["name"] == name
     assert name == "default" or list(study_task.differences(params, default)) != ["study.name"], "it changes nothing"
@@ -107,15 +108,54 @@ def test_overlay_is_valid(name, monkeypatch, tmp_path):
 
 def test_an_overlay_comes_after_the_one_that_it_extends(monkeypatch, tmp_path):
     monkeypatch.chdir(ROOT)
-    base, extended = (yaml.safe_load(study_task.composed(name)) for name in ("pareto", "pareto_50"))
+    base, extended = (yaml.safe_load(study_task.composed(study_task.studied([name]))) for name in
+                      ("pareto", "pareto_50"))
     assert set(study_task.differences(base, extended)) == {"study.name", "study.budget.macs"}
     monkeypatch.setattr(study_task, "CONFIGS", tmp_path)
     for name, other in (("a", "b"), ("b", "a"), ("c", "gone"), ("default", None)):
         (tmp_path / f"{name}.yaml").write_text(f"extends: {other}\nstudy: {{}}\n")
     with pytest.raises(UserError, match="extends itself"):
-        study_task.composed("a")
+        study_task.composed(tmp_path / "a.yaml")
     with pytest.raises(UserError, match="no study 'gone'"):
-        study_task.composed("c")
+        study_task.composed(tmp_path / "c.yaml")
+
+
+def test_an_overlay_may_lie_anywhere(monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(study_task, "STARTED_IN", tmp_path)
+    mine = tmp_path / "mine.yaml"
+    with pytest.raises(UserError, match="mine.yaml not found; STUDY=path/to/mine.yaml names a file"):
+        study_task.studied(["mine.yaml"])
+    mine.write_text("# What for.\nextends: pareto\nstudy:\n  budget:\n    macs: 0.4\n")
+    assert study_task.studied(["mine.yaml"]) == study_task.studied([str(mine)]) == mine
+    text = study_task.composed(mine)
+    assert text.startswith(f"# What for.\n# Written by 'make study STUDY={mine}' from configs/default.yaml and {mine}.")
+    base, own = yaml.safe_load(study_task.composed(study_task.studied(["pareto"]))), yaml.safe_load(text)
+    assert study_task.differences(base, own) == {"study.name": ("pareto", "mine"), "study.budget.macs": (
+        base["study"]["budget"]["macs"], 0.4)}
+    monkeypatch.setattr(study_task, "FOLDER", tmp_path / "new")
+    mine.write_text("study:\n  budgt: {}\n")
+    with pytest.raises(UserError, match=f"{mine}.*budgt"):
+        study_task.validate(mine, study_task.composed(mine))
+    (tmp_path / "toy.yaml").write_text("study: {}\n")
+    with pytest.raises(UserError, match="would be the study 'toy', which configs/toy.yaml is already"):
+        study_task.studied(["toy.yaml"])
+    assert study_task.studied([str(ROOT / "configs/toy.yaml")]) == Path("configs/toy.yaml")
+
+
+def test_edits_of_a_study_from_anywhere_are_told_and_kept(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(ROOT)
+    mine = tmp_path / "mine.yaml"
+    mine.write_text("study:\n  budget:\n    macs: 0.4\n")
+    monkeypatch.setattr(study_task, "PARAMS", tmp_path / "params.yaml")
+    monkeypatch.setattr(study_task, "FOLDER", tmp_path)
+    (tmp_path / "params.yaml").write_text(study_task.composed(mine))
+    study_task.keep_edits("mine")
+    assert capsys.readouterr().out == ""
+    (tmp_path / "params.yaml").write_text(study_task.composed(mine).replace("macs: 0.4", "macs: 0.3"))
+    study_task.keep_edits("mine")
+    assert "params.yaml had your edits (study.budget.macs)" in capsys.readouterr().out
+    assert "macs: 0.3" in (tmp_path / "params-mine.yaml").read_text()
 
 
 @pytest.mark.parametrize("name", OVERLAYS)

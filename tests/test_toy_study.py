@@ -56,7 +56,7 @@ def test_the_report_alone_is_drawn_from_the_records(toy):
     assert "6 of 6 cells" in toy.run("make report STUDY=toy")
     assert [toy.read(f"reports/toy/{name}") for name in names] == before and toy.read("params.yaml") == kept
     assert "Did you mean 'toy'" in toy.run("make report STUDY=tyo", ok=False)
-    assert "say which: make report STUDY=pareto" in toy.run("make report", ok=False)
+    assert "say which study: make report STUDY=pareto" in toy.run("make report", ok=False)
 
 
 def test_status_of_a_finished_study(toy):
