@@ -195,12 +195,22 @@ NAN[2, 0, 1, 1] = torch.nan
     ((IMAGES, LABELS[:3]), "batch 7 has 4 images and 3 labels"),
     ((IMAGES, LABELS + 0.5), "a label of batch 7 is 0.5; labels must be whole numbers"),
     ((IMAGES, LABELS * torch.nan), "a label of batch 7 is nan"),
+    ((IMAGES, LABELS / 0), "a label of batch 7 is (nan|inf)"), ((IMAGES, LABELS + 1e30), "a label of batch 7 is 1e"),
+    ((IMAGES.to_sparse(), LABELS), "without plain values .sparse, nested, or on the meta device.: give dense"),
+    ((IMAGES.to("meta"), LABELS), "without plain values"), ((IMAGES, LABELS.to("meta")), "without plain values"),
     ((IMAGES, ["cat", "dog", "cat", "cow"]), "the labels of batch 7 are str objects"), ((IMAGES, None), "NoneType"),
 ])
 def test_other_batches_are_refused(batch, words):
     with pytest.raises(UserError, match=words) as seen:
         tensors(batch, "batch 7")
     assert "\n" not in str(seen.value)
+
+
+def test_all_images_of_a_stream_may_be_asked_for_by_a_large_number(monkeypatch):
+    monkeypatch.setattr(loaders, "ROOM", 2)
+    found = loaders.sample([(IMAGES, LABELS), (IMAGES, LABELS)], 10**12, 0)
+    assert sorted(found.labels.tolist()) == sorted([*LABELS.tolist(), *LABELS.tolist()])
+    assert torch.allclose(found.pixels.sum(), 2 * IMAGES.sum())
 
 
 @pytest.mark.parametrize(("labels", "words"), [

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+import hobs_rspar
 from hobs_rspar import cost, slicing, surgery
 from hobs_rspar.errors import UserError
 from hobs_rspar.structure import rules
@@ -327,3 +328,83 @@ def test_an_operation_in_a_form_that_no_rule_foresees_keeps_its_channels(monkeyp
     groups = surgery.groups(ended(conv(3, 8), nn.ReLU(), conv(8, 6), features=6).eval(), X)
     assert "uses 'relu' in a form that is not followed (IndexError)" in groups.named("0").protected
     assert not groups.named("2").protected
+
+
+def chained() -> dict[str, nn.Module]:
+    return {"first": conv(3, 8), "second": conv(8, 6), "out": nn.Linear(6, 5)}
+
+
+def in_a_row(network, x):
+    return pooled(network, network.second(F.relu(network.first(x))))
+
+
+def storing() -> Of:
+    """A hook that keeps a feature for a later part, in the one network that it was made for."""
+    network = Of(lambda n, x: (n.second(F.relu(n.first(x))), pooled(n, n.kept["second"]))[1], kept={}, **chained())
+    network.second.register_forward_hook(lambda _layer, _inputs, out: network.kept.__setitem__("second", out))
+    return network
+
+
+def scaled_by_a_hook() -> Of:
+    network = Of(in_a_row, scale=nn.Parameter(torch.rand(8)), **chained())
+    network.first.register_forward_hook(lambda _layer, _inputs, out: out * network.scale.view(1, -1, 1, 1))
+    return network
+
+
+def replaced() -> Of:
+    network = Of(in_a_row, **chained())
+    own = network.second.forward
+    network.second.forward = lambda x: 2 * own(x)
+    return network
+
+
+class Extra(Of):
+    """Saves more than its tensors."""
+
+    def get_extra_state(self):
+        return {"version": 1}
+
+    def set_extra_state(self, state):
+        pass
+
+
+class Prefixed(Of):
+    """Saves its tensors under other names."""
+
+    def state_dict(self, *args, **kwargs):
+        return {f"module.{name}": value for name, value in super().state_dict(*args, **kwargs).items()}
+
+
+@pytest.mark.parametrize(("made", "message"), [
+    (storing, "a copy of it gives something else than itself: a hook, or a function that was set on a module, keeps"),
+    (scaled_by_a_hook, "a copy of it goes on using 'scale' of the original"),
+    (replaced, "a copy of it goes on using 'second.weight' of the original"),
+    (lambda: Extra(in_a_row, **chained()), "its state_dict has '_extra_state', which is none of its parameters"),
+    (lambda: Prefixed(in_a_row, **chained()), "its state_dict has 'module.first.weight', which is none"),
+])
+def test_a_network_whose_copy_is_not_itself_is_refused(made, message):
+    network = made().eval()
+    with pytest.raises(UserError, match=message):
+        surgery.groups(network, X)
+    with pytest.raises(UserError, match=message):
+        hobs_rspar.compress(network, [(torch.randn(8, 3, 16, 16), torch.randint(5, (8,)))], method="l1")
+
+
+def test_the_check_sees_images_with_the_values_of_the_example():
+    """A logarithm has no negative ones, an embedding whole ones, and a branch may hang on their range."""
+    positive, whole = X.abs() + 0.1, (60 * X.abs()).clamp(0, 255)
+    logarithm = Of(lambda n, x: in_a_row(n, x.log()), **chained()).eval()
+    table = chained() | {"first": conv(6, 8), "table": nn.Embedding(256, 6)}
+    embedded = Of(lambda n, x: in_a_row(n, n.table(x[:, 0].long()).permute(0, 3, 1, 2)), **table).eval()
+    for network, example in ((logarithm, positive), (embedded, whole)):
+        assert [group.protected for group in surgery.groups(network, example)] == ["", ""]
+    branched = Of(lambda n, x: pooled(n, n.second((y := F.relu(n.first(x))) / (y.shape[1] if x.mean() > 5 else 1))),
+                  **chained()).eval()
+    assert not surgery.groups(branched, X).named("first").protected
+    assert "with masked channels" in surgery.groups(branched, X + 20).named("first").protected
+
+
+def test_a_forward_that_changes_its_input_leaves_the_example_as_it_was():
+    network, example = Of(lambda n, x: in_a_row(n, x.sub_(1)), **chained()).eval(), X.clone()
+    assert [group.protected for group in surgery.groups(network, example)] == ["", ""]
+    assert torch.equal(example, X)

@@ -271,10 +271,41 @@ def test_physical_pruner_takes_imagenet_images_by_default():
     ({"conv1": [16]}, "'conv1' has 16 filters; indices must be within 0 to 15"),
     ({"conv1": [-1]}, "'conv1' has 16 filters; indices must be within 0 to 15"),
     ({"conv1": list(range(16))}, "at least one must stay"),
+    (None, "give a dictionary {layer name: indices of the filters to remove}; seen: NoneType"),
+    ([("conv1", [1])], "seen: list"),
+    ({"conv1": 3}, "'conv1' takes a list of filters to remove; seen: 3"),
+    ({"conv1": "12"}, "'conv1' takes a list of filters to remove; seen: '12'"),
+    ({"conv1": [[1, 2]]}, r"'conv1' takes whole numbers of filters to remove; seen: \[1, 2\]"),
+    ({"conv1": [0.5]}, "'conv1' takes whole numbers of filters to remove; seen: 0.5"),
+    ({"conv1": [False] * 12 + [True] * 4}, "seen: False; of a mask give its indices"),
+    ({"conv1": np.arange(16) > 3}, "seen: False; of a mask give its indices"),
 ])
 def test_physical_pruner_refuses(plan, message):
     with pytest.raises(UserError, match=message):
         surgery.PhysicalPruner(zoo("resnet8"), ZOO["resnet8"].example()).prune(plan)
+
+
+@pytest.mark.parametrize("filters", [(0, 3), {3, 0}, range(0, 4, 3), np.array([0, 3]), torch.tensor([3, 0, 0])])
+def test_physical_pruner_takes_any_collection_of_indices(filters):
+    pruned = surgery.PhysicalPruner(zoo("resnet8"), ZOO["resnet8"].example()).prune({"layer1.0.conv1": filters})
+    assert pruned.layer1[0].conv1.out_channels == 14
+
+
+def test_physical_pruner_runs_what_it_made():
+    class Squeezed(nn.Module):
+        """Loses the batch where one channel is left."""
+
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 8, 3), nn.Linear(8, 5)
+
+        def forward(self, x):
+            return self.fc(self.conv(x).mean((2, 3)).squeeze(1))
+
+    pruner = surgery.PhysicalPruner(Squeezed(), torch.randn(1, 3, 9, 9))
+    assert pruner.prune({"conv": range(6)}).fc.in_features == 2
+    with pytest.raises(UserError, match="plan: Squeezed does not run with the channels that it leaves; leave more"):
+        pruner.prune({"conv": range(7)})
 
 
 def test_coupled_layers_named_twice_are_cut_once():

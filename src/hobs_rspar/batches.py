@@ -10,6 +10,7 @@ from torch import Tensor
 
 from hobs_rspar.errors import UserError
 
+LARGEST = 2**31  # of labels
 WANTED = "the dataloader must yield (images [n, C, H, W], labels [n])"
 IMAGES = ("image", "images", "pixel_values", "img")
 LABELS = ("label", "labels", "target", "targets")
@@ -71,6 +72,9 @@ def _pair(batch) -> tuple[object, object]:
 def _plain(value) -> Tensor | None:
     """A tensor of a tensor, array or number, or None."""
     if isinstance(value, Tensor):
+        if value.is_meta or value.is_nested or value.layout != torch.strided:
+            raise UserError(f"{WANTED}; it yields a tensor without plain values (sparse, nested, or on the meta "
+                            "device): give dense tensors, such as by to_dense()")
         return value.detach().as_subclass(Tensor).cpu()
     try:
         return torch.as_tensor(np.asarray(value))
@@ -89,7 +93,7 @@ def _images(value, where: str) -> Tensor:
             raise UserError(f"{where} holds images of different shapes, {shapes[0]} and {shapes[1]}; resize them to "
                             "one size")
         return torch.stack(parts)
-    images = _plain(value) if hasattr(value, "shape") else None
+    images = _plain(value) if isinstance(value, Tensor) or hasattr(value, "shape") else None
     if images is None:
         raise UserError(f"{WANTED}; it yields {type(value).__name__} where the images should be")
     return images
@@ -135,6 +139,9 @@ def _whole(labels: Tensor, images: int, where: str) -> Tensor:
                         f"{remedy}")
     if len(labels) != images:
         raise UserError(f"{where} has {images} images and {len(labels)} labels; give one label an image")
+    if labels.is_floating_point() and not (labels.abs() < LARGEST).all():
+        raise UserError(f"a label of {where} is {labels[~(labels.abs() < LARGEST)][0].item():g}; labels must be whole "
+                        "numbers, the classes")
     if labels.is_floating_point() and not (labels == labels.round()).all():
         value = labels[labels != labels.round()][0].item()
         raise UserError(f"a label of {where} is {value:g}; labels must be whole numbers, the classes")

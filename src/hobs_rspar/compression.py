@@ -28,6 +28,7 @@ from hobs_rspar.plan import PruningPlan
 from hobs_rspar.progress import Phases, bar, showing
 from hobs_rspar.protection import protected
 from hobs_rspar.seeds import generator
+from hobs_rspar.structure.copies import check_copies
 from hobs_rspar.training import accuracy, logits
 
 SAMPLE = 2048  # images taken from the loader
@@ -193,6 +194,7 @@ def _job(model: nn.Module, loader, asked: tuple[list[str], float], draw: tuple[i
         calibration, validation = _parts(images)
         example = calibration.normalised(calibration.pixels[:1])
         classes = check_classifier(model, example)
+        check_copies(model, example)  # of the user's own network: what is copied of a copy is the copy's
         check_range(images.labels, classes)
         _warn_of_few_classes(images.labels, classes)
         model, layout = _laid_out(model, example)
@@ -216,12 +218,12 @@ def _parts(images: Images) -> tuple[Images, Images]:
 
 def _laid_out(model: nn.Module, example: Tensor) -> tuple[nn.Module, torch.memory_format]:
     """A copy in channels_last, which takes half the time, where the network runs in it; else the model as it is."""
-    twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
     with torch.no_grad():
-        wanted = model(example)
+        wanted = model(example.clone())
         try:
-            found = twin(example.contiguous(memory_format=torch.channels_last))
-        except RuntimeError:  # a forward that takes a view of what is contiguous
+            twin = copy.deepcopy(model).to(memory_format=torch.channels_last)
+            found = twin(example.clone(memory_format=torch.channels_last))
+        except RuntimeError:  # tensors of five dimensions, or a forward that takes a view of what is contiguous
             return model, torch.contiguous_format
     same = torch.allclose(found, wanted, rtol=1e-3, atol=1e-3 * float(wanted.abs().max()))
     return (twin, torch.channels_last) if same else (model, torch.contiguous_format)

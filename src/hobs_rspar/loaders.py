@@ -18,6 +18,7 @@ from hobs_rspar.progress import bar
 from hobs_rspar.seeds import derived_seed, generator
 
 SEEN = 4  # times the wanted number: so many images are read from a loader of which nothing but its batches is known
+ROOM = 4096  # images that there is room for at first: "all of them" may be said by any large number
 BATCH = 64  # images a batch where the loader does not say
 
 
@@ -204,13 +205,16 @@ def _reservoir(stream: Iterable[tuple[Tensor, Tensor]], wanted: int,
         wanted: images to keep; ``SEEN`` times as many are looked at.
         random: draws which image gives way.
     """
-    pixels, labels, seen = None, torch.empty(wanted, dtype=torch.long), 0
+    room = min(wanted, ROOM)
+    pixels, labels, seen = None, torch.empty(room, dtype=torch.long), 0
     for images, own in stream:
         if pixels is None:
-            pixels = images.new_empty(wanted, *images.shape[1:])
+            pixels = images.new_empty(room, *images.shape[1:])
         for image, label in zip(images, own):
             slot = _slot(seen, wanted, random)
             if slot is not None:
+                if slot == len(pixels):
+                    pixels, labels = _doubled(pixels, wanted), _doubled(labels, wanted)
                 pixels[slot], labels[slot] = image, label
             seen += 1
         if seen >= SEEN * wanted:
@@ -218,6 +222,11 @@ def _reservoir(stream: Iterable[tuple[Tensor, Tensor]], wanted: int,
     if pixels is None:
         raise UserError("the dataloader is empty; give one that yields (images, labels)")
     return pixels[:seen], labels[:seen]
+
+
+def _doubled(rows: Tensor, most: int) -> Tensor:
+    """With room for as many rows again, but for ``most`` in all at most."""
+    return torch.cat([rows, rows.new_empty(min(len(rows), most - len(rows)), *rows.shape[1:])])
 
 
 def _slot(index: int, wanted: int, random: torch.Generator) -> int | None:

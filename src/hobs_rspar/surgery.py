@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from numbers import Integral
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +19,15 @@ from hobs_rspar.curvature.patches import reproduces
 from hobs_rspar.errors import UserError
 from hobs_rspar.protection import protected
 from hobs_rspar.slicing import sliced
+from hobs_rspar.structure.copies import check_copies
 from hobs_rspar.structure.grouping import found_groups
+from hobs_rspar.structure.noise import images_like
 from hobs_rspar.structure.selfcheck import verified
 from hobs_rspar.structure.trace import Trace
 
 IMAGES = 3  # of the passes that look at layers
-OUT_OF_ORDER = "does not get image after image in the first dimension of its input: no score can tell images apart"
+OUT_OF_ORDER = "does not get image after image in the first dimension of its input, or what it gets depends on the " \
+    "other images or on chance: no score can tell images apart"
 
 
 def groups(network: nn.Module, example: Tensor, protect: str | nn.Module | Sequence[str | nn.Module] = ()) -> Groups:
@@ -41,7 +45,11 @@ def groups(network: nn.Module, example: Tensor, protect: str | nn.Module | Seque
         UserError: the network cannot be run, copied or cut; a protected layer does not exist.
     """
     check_network(network)
-    check_example(network, example)
+    example = example.detach().clone() if isinstance(example, Tensor) else example  # a forward may change its input
+    if isinstance(example, Tensor) and example.numel() == 0:
+        raise UserError(f"the example must hold an image [n, C, H, W]; its shape is {list(example.shape)}")
+    check_example(network, example.clone() if isinstance(example, Tensor) else example)
+    check_copies(network, example)
     shielded = set(protected(network, protect))
     macs = cost.layer_macs(network, example)
     layers = {name: (value, *_sizes(network.get_submodule(name))) for name, value in macs.items()
@@ -61,7 +69,7 @@ def _traced(network: nn.Module, example: Tensor) -> Trace:
     trace.run(example)
     network.train()
     with suppress(Exception):  # whatever the user's forward may raise: nothing else than the network itself decides
-        trace.run(torch.cat([example, torch.rand_like(example)]))
+        trace.run(torch.cat([example, images_like(example, 1, 3)]))
     return trace
 
 
@@ -80,8 +88,7 @@ def _sizes(layer: nn.Module) -> tuple[int, int]:
 def _look_at_layers(network: nn.Module, example: Tensor, found: Groups) -> None:
     """Sees which layers their patches describe, and that the inputs of consumers are in order: image by image."""
     names = [name for name in found.layers if any(m.layer == name for group in found for m in group.members)]
-    random = torch.Generator().manual_seed(1)
-    x, other = (torch.randn(IMAGES, *example.shape[1:], generator=random).to(example.device) for _ in range(2))
+    x, other = (images_like(example, IMAGES, seed) for seed in (1, 4))
     inputs = _seen(network, x, names, found.opaque)
     changed = _seen(network, torch.cat([x[:1], other[1:]]), names, {})
     for i, group in enumerate(found.groups):
@@ -105,7 +112,7 @@ def _seen(network: nn.Module, x: Tensor, names: list[str], opaque: dict[str, str
         lambda layer, inputs, out, name=name: look(name, layer, inputs, out)) for name in names]
     try:
         with cost.evaluation(network):
-            network(x)
+            network(x.clone())  # which it may change
     finally:
         for handle in hooks:
             handle.remove()
@@ -128,15 +135,20 @@ class PhysicalPruner:
         """Removes filters and everything that is coupled to them.
 
         Args:
-            pruning_plan: layer name -> indices of the filters to remove.
+            pruning_plan: layer name -> indices of the filters to remove, a list, tuple, set, range, array or tensor.
 
         Returns:
             A physically smaller copy of the model.
 
         Raises:
-            UserError: an unknown layer, an index out of range, a layer that would lose all its filters, or filters
-                of a group that is kept whole (the message says why).
+            UserError: no such dictionary, an unknown layer, an index out of range, a layer that would lose all its
+                filters, filters of a group that is kept whole (the message says why), or widths with which the network
+                does not run.
         """
+        if not isinstance(pruning_plan, Mapping):
+            raise UserError("plan: give a dictionary {layer name: indices of the filters to remove}; seen: "
+                            f"{type(pruning_plan).__name__}")
+        pruning_plan = {name: _indices(name, filters) for name, filters in pruning_plan.items()}
         every = groups(self.model, self.example_input)
         gone: dict[str, set[int]] = {group.name: set() for group in every}
         for name, filters in pruning_plan.items():
@@ -147,7 +159,26 @@ class PhysicalPruner:
             if len(gone[group.name]) == group.channels:
                 raise UserError(f"plan: group '{group.name}' would lose all its {group.channels} channels; at least "
                                 "one must stay")
-        return sliced(self.model, every, [sorted(set(range(g.channels)) - gone[g.name]) for g in every])
+        pruned = sliced(self.model, every, [sorted(set(range(g.channels)) - gone[g.name]) for g in every])
+        try:
+            check_example(pruned, images_like(self.example_input, 2, 5))
+        except UserError as problem:
+            raise UserError(f"plan: {type(self.model).__name__} does not run with the channels that it leaves; leave "
+                            f"more ({problem})") from None
+        return pruned
+
+
+def _indices(name: str, filters) -> list[int]:
+    """Whole numbers, whatever they are kept in."""
+    values = filters.tolist() if hasattr(filters, "tolist") else filters
+    if isinstance(values, (str, bytes, Mapping)) or not isinstance(values, Iterable):
+        raise UserError(f"plan: '{name}' takes a list of filters to remove; seen: {filters!r:.80}")
+    values = list(values)
+    odd = next((value for value in values if isinstance(value, bool) or not isinstance(value, Integral)), None)
+    if odd is not None:
+        mask = "; of a mask give its indices, mask.nonzero()" if isinstance(odd, bool) else ""
+        raise UserError(f"plan: '{name}' takes whole numbers of filters to remove; seen: {odd!r:.80}{mask}")
+    return [int(value) for value in values]
 
 
 def _check_filters(network: nn.Module, name: str, filters: Sequence[int]) -> None:

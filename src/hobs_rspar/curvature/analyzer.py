@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from numbers import Integral, Real
 
@@ -40,6 +41,8 @@ class HOBSSensitivityAnalyzer:
     """
 
     def __init__(self, model: nn.Module, damping: float = 1e-3, use_kfac: bool = True):
+        if not isinstance(damping, Real) or not 0 < damping < math.inf:
+            raise UserError(f"damping must be a number above 0, relative to the mean diagonal; seen: {damping!r}")
         self.model, self.damping, self.use_kfac = model, damping, use_kfac
         self._groups: Groups | None = None
         self._scores: list[Tensor] = []

@@ -22,6 +22,7 @@ from hobs_rspar.cost import LAYERS, without_fast_paths
 from hobs_rspar.coupling import Group, Groups
 from hobs_rspar.errors import UserError
 from hobs_rspar.structure.grouping import whole
+from hobs_rspar.structure.noise import images_like
 
 IMAGES = 3  # enough for batch statistics; their order must not matter to a layer
 CLOSE = {torch.float64: 1e-6, torch.float32: 1e-2}  # largest difference, relative to the largest value of a layer
@@ -42,7 +43,7 @@ def verified(network: nn.Module, example: Tensor, groups: Groups) -> Groups:
 
     Args:
         network: traced; untouched.
-        example: input [1, C, H, W]; its shape and device are used.
+        example: input [1, C, H, W]; the images of the check have its values, in a random order.
         groups: as traced.
     """
     check = _Check.of(network, example, groups)
@@ -73,8 +74,7 @@ class _Check:
         Raises:
             UserError: the network cannot be run on several images.
         """
-        random = torch.Generator().manual_seed(0)
-        images = torch.randn(IMAGES, *example.shape[1:], generator=random).to(example.device)
+        images = images_like(example, IMAGES, 0)
         small = sum(parameter.numel() for parameter in network.parameters()) < LARGE
         for dtype in (torch.float64, torch.float32) if small else (torch.float32,):
             twin = copy.deepcopy(network).to(dtype)
@@ -213,7 +213,7 @@ def _pass(network: nn.Module, images: Tensor, training: bool, vectors: dict[int,
     with _recorded(network.train(training), seen), without_fast_paths(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         with torch.no_grad(), _Steady(vectors):
-            out = network(images)
+            out = network(images.clone())  # which it may change
     seen.returned = [leaf for leaf in tree_leaves(out) if isinstance(leaf, Tensor)]
     return seen
 
