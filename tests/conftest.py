@@ -70,6 +70,7 @@ def toy(new_clone) -> Clone:
     clone.write("printed/study", clone.run("make study STUDY=toy"))
     clone.write("printed/repro", clone.run("make repro JOBS=2"))
     keep_downloads(clone)
+    keep_results(clone)
     clone.commit("toy study")
     return clone
 
@@ -82,7 +83,7 @@ def micro(new_clone) -> Clone:
     clone.run("make study STUDY=micro")
     clone.run("dvc repro")
     keep_downloads(clone)
-    clone.run("git add --force artifacts/dense/*/*.json artifacts/dense/*/dense.safetensors")  # as for the default one
+    keep_results(clone)
     clone.commit("micro study")
     return clone
 
@@ -100,9 +101,14 @@ def stubbed(new_clone) -> Clone:
     shutil.copy(clone.path / "configs/default.yaml", clone.path / "params.yaml")
     clone.set_params(**{"study.name": "stubbed", "study.methods": ["l1", "hobs_rspar"], "study.seeds": [1, 2]})
     clone.run("dvc repro")
-    clone.run("git add --force artifacts/dense/*/*.json artifacts/dense/*/dense.safetensors")  # as for the default one
+    keep_results(clone)
     clone.commit("stubbed study")
     return clone
+
+
+def keep_results(clone: Clone) -> None:
+    """Puts into Git what is there of the default study alone, so that a checkout brings it back to every test."""
+    clone.run("git add --force reports artifacts/dense/*/*.json artifacts/dense/*/dense.safetensors")
 
 
 def keep_downloads(clone: Clone) -> None:
