@@ -102,7 +102,7 @@ def main() -> None:
     names = list(dict.fromkeys(key for row in rows for key in row))
     title = f"compress by {asked.method}, {asked.images} images, {asked.threads} threads"
     table = Table("compress", title, NOTE, tuple(Column(name, name) for name in names), rows)
-    shown = f"{markdown_rows(table)}\n\n{NOTE}"
+    shown = f"{markdown_rows(table)}\n{NOTE}"
     print(f"{title}\n\n{shown}")
     if asked.page:
         made = platform.fingerprint(torch.device("cpu"), asked.threads)

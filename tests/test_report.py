@@ -543,6 +543,15 @@ def test_dvc_plots_data(report):
     assert len(rows(report[0] / "plots/accuracy.csv")) == 50
 
 
+def test_scores_of_another_dense_network_are_not_drawn(drawn):
+    """Studies of one network on one data set share its folder, where the other's may lie."""
+    edit(drawn / "artifacts/dense/fashion_mnist_resnet20/dense.json", lambda record: record.update(top1_test=12.3))
+    write(load())
+    page = (drawn / "reports/default/index.html").read_text()
+    assert "of another dense network than the cells" in page and "12.3" not in page
+    assert not (drawn / "reports/default/figures/sensitivity.svg").exists()
+
+
 def test_second_run_writes_the_same_bytes_and_removes_what_is_stale(drawn):
     folder = drawn / "reports" / "default"
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}

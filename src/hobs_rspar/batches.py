@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hobs_rspar.errors import UserError
 
-LARGEST = 2**31  # of labels
+LARGEST = 2**31  # label; what float numbers beyond it become as whole ones is not what they say
 WANTED = "the dataloader must yield (images [n, C, H, W], labels [n])"
 IMAGES = ("image", "images", "pixel_values", "img")
 LABELS = ("label", "labels", "target", "targets")
@@ -139,10 +139,7 @@ def _whole(labels: Tensor, images: int, where: str) -> Tensor:
                         f"{remedy}")
     if len(labels) != images:
         raise UserError(f"{where} has {images} images and {len(labels)} labels; give one label an image")
-    if labels.is_floating_point() and not (labels.abs() < LARGEST).all():
-        raise UserError(f"a label of {where} is {labels[~(labels.abs() < LARGEST)][0].item():g}; labels must be whole "
-                        "numbers, the classes")
-    if labels.is_floating_point() and not (labels == labels.round()).all():
-        value = labels[labels != labels.round()][0].item()
-        raise UserError(f"a label of {where} is {value:g}; labels must be whole numbers, the classes")
+    odd = ~((labels == labels.round()) & (labels.abs() < LARGEST)) if labels.is_floating_point() else None
+    if odd is not None and odd.any():
+        raise UserError(f"a label of {where} is {labels[odd][0].item():g}; labels must be whole numbers, the classes")
     return labels.long()

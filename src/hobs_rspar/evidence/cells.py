@@ -33,8 +33,8 @@ class Evidence:
         timings: cell key to its timing on ``platform``; one of an earlier recovered network counts as absent.
         missing: cells of params without a file.
         leftover: files in cells/ that params do not name; not used.
-        dense: content of dense.json, empty where the file is absent.
-        scores: content of scores.json, None where the file is absent.
+        dense: content of dense.json, empty where the file is absent or of another network than the cells'.
+        scores: content of scores.json, None likewise.
         experiments: name to the result of an experiment of benchmarks/.
         latency: content of latency.json, None where the file is absent.
         elsewhere: timings of the same networks on other platforms, by platform and cell.
@@ -119,12 +119,23 @@ def read(params: Params) -> Evidence:
     platform = _platform(params, paths, cells)
     timings = _timings(paths, platform, cells)
     _check_same_fingerprint(timings, f"{paths.report}/platforms/{platform}")
-    dense, scores = (_optional(paths.dense / name) for name in ("dense.json", "scores.json"))
+    dense, scores = _of_dense(paths, next(iter(cells.values()))["dense"])
     leftover = sorted(file for file in (paths.report / "cells").glob("*.json") if file not in files.values())
     return Evidence(params, paths, cells, timings, [cell for cell in files if cell not in cells], leftover, platform,
                     dense or {}, scores, claim_files.read(paths.claims), _optional(paths.latency),
                     {other: found for other in _held(paths, cells) if other != platform
                      if (found := _timings(paths, other, cells))}, _speed(params, paths, cells))
+
+
+def _of_dense(paths: Paths, wanted: dict) -> tuple[dict | None, dict | None]:
+    """dense.json and scores.json, where they are of the network that the cells were pruned from.
+
+    Studies of one network on one data set share their folder: another study's may lie there.
+    """
+    dense = _optional(paths.dense / "dense.json")
+    if dense is not None and any(dense.get(key) != value for key, value in wanted.items()):
+        return None, None
+    return dense, _optional(paths.dense / "scores.json")
 
 
 def correctness(cells: list[dict]) -> np.ndarray | None:

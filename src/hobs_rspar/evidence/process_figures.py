@@ -28,8 +28,8 @@ def sensitivity(evidence: Evidence, summary: Summary) -> Drawing | str:
     """Heat map of every channel's score, sorted within its group."""
     groups = [group for group in (evidence.scores or {}).get("groups", []) if group["scores"].get(CRITERION)]
     if not groups:
-        return f"{evidence.paths.dense}/scores.json is absent or has no '{CRITERION}' scores; the sensitivity stage " \
-               "writes it"
+        return f"{evidence.paths.dense}/scores.json is absent, of another dense network than the cells', or has no " \
+               f"'{CRITERION}' scores; the sensitivity stage writes it"
     largest = max(max(group["scores"][CRITERION]) for group in groups)
     rows = [np.sort(np.asarray(group["scores"][CRITERION], dtype=float))[::-1] / largest for group in groups]
     figure, (axis,) = new_figure(_height(len(rows)))

@@ -109,8 +109,8 @@ def _where(record: dict) -> str:
 def _ceilings(evidence: Evidence) -> str:
     record, limits = next(iter(evidence.speed.values())), ceilings(evidence)
     return (f"{_where(record)}, eager fp32, batch {record['operators_batch']}; median over rounds in which the "
-            f"networks take turns. Ceilings, measured there: {limits['macs'] / 1e9:.4g} GMAC/s of the fastest "
-            f"large product, {limits['bytes'] / 1e9:.4g} GB/s of a large copy, the most of any cell.")
+            f"networks take turns. Ceilings, measured there: {limits['macs'] / 1e9:.4g} GMAC/s of a large "
+            f"product, {limits['bytes'] / 1e9:.4g} GB/s of a large copy, the most of any cell.")
 
 
 def _by_kind(name: str, calls: list[dict], limits: dict[str, float]) -> list[dict]:
